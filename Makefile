@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` are all that a newcomer needs; both set the environment up first.
+VENV := .venv
+BIN := $(VENV)/bin
+# Test workers: one per core, at most 4; tests that start ranks use two cores by themselves.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint typecheck check format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## Create or reuse .venv with the tested versions (PYTHON=... chooses the interpreter)
+	@scripts/bootstrap
+
+quickstart: install ## Distil a small encoder from the packaged sample corpus, in minutes
+	@$(BIN)/distill run quickstart
+
+test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+lint: install ## ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: install ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint typecheck test ## Everything that CI checks, but the quickstart
+
+format: install ## Let ruff rewrite the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove caches and build products (keeps .venv and runs/)
+	@rm -rf build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""The family of errors that users are meant to read.
+
+Each message is one paragraph: what is wrong, where (file, line, key, rank), and how to mend it.
+The command prints the message alone and ends with ``exit_code`` (numbers as in ``sysexits.h``);
+anything else that escapes is a defect of ours and ends with 70 and a traceback in the log.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class ZhengliuError(Exception):
+    """Base of every error with a message for the user."""
+
+    exit_code = 70
+
+
+class ConfigError(ZhengliuError):
+    """A run file, an override or a combination of settings that cannot work."""
+
+    exit_code = 64
+
+
+class DataError(ZhengliuError):
+    """A source, vocabulary, shard or model folder that cannot be used."""
+
+    exit_code = 65
+
+
+class CheckpointError(ZhengliuError):
+    """A checkpoint that is damaged, or that belongs to another run."""
+
+    exit_code = 65
+
+
+class LaunchError(ZhengliuError):
+    """A rank that failed, or processes that could not be started."""
+
+    exit_code = 69
+
+
+class TrainingError(ZhengliuError):
+    """Training that went wrong while running: a loss that is not finite, a collective that broke."""
+
+    exit_code = 70
+
+
+class OutputError(ZhengliuError):
+    """A folder that cannot be written, or a full disk."""
+
+    exit_code = 74
+
+
+def output_error(path: Path | str, error: OSError) -> OutputError:
+    """Turn an ``OSError`` met while writing ``path`` into a sentence with the remedy."""
+    if error.errno == errno.ENOSPC:
+        remedy = "The disk is full: free some space, or choose another folder with `output=...`."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Choose a folder that this user may write, with `output=...`."
+    else:
+        remedy = "Check the folder, or choose another one with `output=...`."
+    return OutputError(f"Cannot write {path}: {error.strerror or error}. {remedy}")

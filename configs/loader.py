@@ -1,0 +1,310 @@
+"""YAML -> ``extends`` -> ``a.b=c`` overrides -> typed config, with every error at once.
+
+Generic: knows no room of the house. A typed config is a pydantic model derived from :class:`Config`;
+each of its fields is *identity* (a change makes it another run) unless it is declared with
+:func:`runtime` (logging, workers, paths of outputs: a run may be resumed with another value).
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from configs.errors import ConfigError
+
+PACKAGED = Path(__file__).parent
+KeyPath = tuple[str | int, ...]
+Origins = dict[KeyPath, str]
+
+
+class Config(BaseModel):
+    """Base of every typed config: unknown keys are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def runtime(default: Any = ..., **kwargs: Any) -> Any:
+    """A field that may differ when a run is resumed (kept out of :func:`identity`)."""
+    return Field(default, json_schema_extra={"runtime": True}, **kwargs)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load(path: str | Path, overrides: Sequence[str], model: type[C]) -> C:
+    """Read a run file and validate it as ``model``.
+
+    Args:
+        path: a YAML file, or the name of a packaged one (``quickstart``).
+        overrides: ``a.b=c`` words; the value is parsed as YAML; list items are addressed by index or by
+            their ``name`` (``stages.student.training.steps=100``).
+        model: the typed config.
+
+    Raises:
+        ConfigError: with all problems at once, each with its place, value, reason and nearest valid name.
+    """
+    tree, origins = read_tree(path, overrides)
+    return validate(tree, model, origins, str(path))
+
+
+def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Origins]:
+    """The merged, not yet validated tree of a run file, and the file:line that each key came from."""
+    tree, origins = _read_file(_find(path), ())
+    for word in overrides:
+        _override(tree, origins, word)
+    return tree, origins
+
+
+def _find(path: str | Path, beside: Path | None = None) -> Path:
+    tried = [Path(path)] if beside is None else [beside.parent / path]
+    tried += [PACKAGED / f"{path}.yaml", PACKAGED / path]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    packaged = sorted(p.stem for p in PACKAGED.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(path).stem, packaged, n=1)
+    hint = f" Did you mean the packaged {near[0]!r}?" if near else f" Packaged: {', '.join(packaged)}."
+    where = f" (named by `extends` in {beside})" if beside else ""
+    raise ConfigError(f"There is no run file {str(path)!r}{where}.{hint}")
+
+
+def _read_file(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: `extends` goes round in a circle.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and "*" in text:
+            _refuse_alias_bombs(text, path)
+        raw = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot read the run file {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    raw = {} if raw is None else _unshared(raw)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a run file is a mapping of keys to values, not a {type(raw).__name__}.")
+    origins: Origins = {}
+    if node is not None:
+        _note_origins(node, (), path, origins)
+    tree: dict[str, Any] = {}
+    merged: Origins = {}
+    parents = raw.pop("extends", None) or []
+    for parent in [parents] if isinstance(parents, str) else parents:
+        base, base_origins = _read_file(_find(parent, path), (*chain, path.resolve()))
+        _merge(tree, base)
+        merged.update(base_origins)
+    _merge(tree, raw)
+    merged.update(origins)
+    return tree, merged
+
+
+def _refuse_alias_bombs(text: str, path: Path) -> None:
+    aliases = sum(isinstance(t, yaml.tokens.AliasToken) for t in yaml.scan(text, Loader=yaml.SafeLoader))
+    if aliases > 100:
+        raise ConfigError(f"{path} uses {aliases} YAML aliases; at most 100 are read.")
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which YAML aliases are separate values: an override of one must not change the others."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, list) else node
+
+
+def _note_origins(node: yaml.Node, at: KeyPath, path: Path, origins: Origins) -> None:
+    """Remember the line of each key, and refuse a key that stands twice in one mapping."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: the key {name!r} stands twice.")
+            seen.add(name)
+            origins[(*at, name)] = f"{path}:{key.start_mark.line + 1}"
+            _note_origins(value, (*at, name), path, origins)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            origins[(*at, index)] = f"{path}:{value.start_mark.line + 1}"
+            _note_origins(value, (*at, index), path, origins)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
+    """Deep-merge mappings; a list of the later file replaces the earlier one."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _override(tree: dict[str, Any], origins: Origins, word: str) -> None:
+    path, equals, text = word.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"The override {word!r} is not of the form a.b=value.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of the override {word!r} is not YAML: {error}") from None
+    here: Any = tree
+    at: list[str | int] = []
+    keys = path.split(".")
+    for position, key in enumerate(keys):
+        index: str | int = _item_index(here, key, word) if isinstance(here, list) else key
+        at.append(index)
+        if position == len(keys) - 1:
+            here[index] = value
+        elif isinstance(here, dict):
+            if not isinstance(here.get(key), dict | list):
+                here[key] = {}
+            here = here[key]
+        else:
+            here = here[index]
+            if not isinstance(here, dict | list):
+                raise ConfigError(f"The override {word!r}: {'.'.join(map(str, at))} holds a plain value.")
+    origins[tuple(at)] = f"override {word!r}"
+
+
+def _item_index(items: list[Any], key: str, word: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    known = ", ".join(str(name) for name in names if name) or f"0 to {len(items) - 1}"
+    raise ConfigError(f"The override {word!r}: the list has no item {key!r} (it has {known}).")
+
+
+# ---------------------------------------------------------------- validating
+
+
+def validate(tree: Any, model: type[C], origins: Origins | None = None, source: str = "run file") -> C:
+    """``tree`` as ``model``, or one :class:`ConfigError` that lists every problem."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(item), tree, model, origins or {}, source) for item in error.errors()]
+        unique = list(dict.fromkeys(lines))
+        head = f"{source}: {len(unique)} problem{'s' if len(unique) > 1 else ''} in the configuration."
+        raise ConfigError("\n  - ".join([head, *unique])) from None
+
+
+def _explain(item: dict[str, Any], tree: Any, model: type[Config], origins: Origins, source: str) -> str:
+    loc = tuple(item["loc"])
+    shown = _keys_of(loc, tree, missing=item["type"] == "missing")
+    place = next((origins[shown[:n]] for n in range(len(shown), 0, -1) if shown[:n] in origins), source)
+    name = ".".join(map(str, shown)) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        known = field_names(model, loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.6)
+        hint = f" Did you mean `{near[0]}`?" if near else (f" Known: {', '.join(known)}." if known else "")
+        return f"`{name}` ({place}): there is no such key.{hint}"
+    if item["type"] == "missing":
+        return f"`{name}` ({place}): this key is required."
+    reason = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    reason = reason[:1].upper() + reason[1:]
+    value = item.get("input")
+    given = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
+    return f"`{name}`{given} ({place}): {reason}."
+
+
+def _keys_of(loc: KeyPath, tree: Any, missing: bool) -> KeyPath:
+    """``loc`` without the union tags that pydantic puts into it."""
+    keys: list[str | int] = []
+    here = tree
+    for position, part in enumerate(loc):
+        if isinstance(here, dict) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif not (missing and position == len(loc) - 1):
+            continue
+        keys.append(part)
+    return tuple(keys)
+
+
+def field_names(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    """The valid keys at ``loc`` inside ``model`` (union tags and list indices in ``loc`` are walked over)."""
+    here: list[type[BaseModel]] = [model]
+    for part in loc:
+        step: list[type[BaseModel]] = []
+        for m in here:
+            if isinstance(part, str) and part in m.model_fields:
+                step += _models_in(m.model_fields[part].annotation)
+        if step:
+            here = step
+        elif isinstance(part, str):
+            tagged = [m for m in here if _tag(m) == part]
+            here = tagged or here
+    return sorted({name for m in here for name in m.model_fields})
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    if kind is None:
+        return None
+    args = typing.get_args(kind.annotation)
+    return str(args[0]) if args else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+# ---------------------------------------------------------------- identity and writing
+
+
+def identity(config: BaseModel) -> dict[str, Any]:
+    """The config as plain values, without its runtime fields."""
+    out: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("runtime")):
+            out[name] = _plain(getattr(config, name))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def differences(before: Any, after: Any, at: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every leaf that differs between two plain trees."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        lines: list[str] = []
+        for key in dict.fromkeys([*before, *after]):
+            inner = f"{at}.{key}" if at else str(key)
+            lines += differences(before.get(key), after.get(key), inner)
+        return lines
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            line for i, (b, a) in enumerate(zip(before, after, strict=True)) for line in differences(b, a, f"{at}.{i}")
+        ]
+    return [] if before == after else [f"{at}: {before!r} -> {after!r}"]
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved config as YAML that :func:`load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,120 @@
+"""What every reader is: blocks of a source, and the documents of a block."""
+
+from __future__ import annotations
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError
+from configs.registry import Registry
+from data_prep.config import SourceConfig
+from data_prep.documents import Block, Counts, Document
+
+READERS: Registry[type[Reader]] = Registry("kind of source")
+
+
+class Reader(ABC):
+    """One concrete file (or one data set) of the corpus.
+
+    A reader holds no open file and pickles, so it may be built once and sent to worker processes.
+
+    Two laws hold for every reader: the documents of all ``blocks(n)`` in their order do not depend on ``n``,
+    and every record read is either yielded (and counted as ``documents``) or counted as
+    ``dropped_<reason>``.
+    """
+
+    endings: tuple[str, ...] = ()
+    """Endings of file names (lower case) that ``kind: auto`` gives to this reader."""
+
+    def __init__(self, source: SourceConfig, index: int) -> None:
+        """Check ``source`` as far as it can be done without reading all of it.
+
+        Args:
+            source: its ``path`` names one file (folders and globs are resolved by ``open_sources``).
+            index: the reader's position among all of them; becomes ``Block.source``.
+
+        Raises:
+            DataError: the source is missing or cannot be read as this kind.
+        """
+        self.source = source
+        self.index = index
+        self.path = source.path
+        self.name = Path(source.path).name
+
+    @abstractmethod
+    def blocks(self, block_bytes: int) -> list[Block]:
+        """Cut the source into blocks of about ``block_bytes`` bytes; independent of the number of workers."""
+
+    @abstractmethod
+    def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
+        """The documents of ``block``; ``counts`` gets ``documents`` and ``dropped_<reason>`` as they pass."""
+
+    def _document(
+        self, record: Any, position: int, counts: Counts, text_key: str, encoding: str = "utf-8"
+    ) -> Document | None:
+        """A mapping with a text and perhaps an id as a document, or ``None`` with the reason counted."""
+        text = record.get(text_key) if isinstance(record, dict) else None
+        if isinstance(text, bytes):
+            try:
+                text = text.decode(encoding)
+            except UnicodeDecodeError:
+                counts.drop("undecodable")
+                return None
+        if not isinstance(text, str):
+            counts.drop("no_text")
+            return None
+        if not text or text.isspace():
+            counts.drop("empty")
+            return None
+        given = record.get("id")
+        counts["documents"] += 1
+        return Document(given if isinstance(given, str) and given else f"{self.name}:{position}", text)
+
+
+def file_size(path: str) -> int:
+    """Size in bytes of a file that exists and opens.
+
+    Raises:
+        DataError: it does not.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.seek(0, 2)
+    except FileNotFoundError:
+        raise DataError(
+            f"There is no file {path}: correct `path` under `data.sources` "
+            "(relative paths start at the folder the command runs in)."
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {path}: {error.strerror or error}. "
+            "Check that it is a file and that this user may read it."
+        ) from None
+
+
+def line_encoding(source: SourceConfig) -> str:
+    """The codec of ``source``, whose text can be cut at the byte 0x0A.
+
+    Raises:
+        DataError: there is no such codec, or its line breaks are not the ASCII ones (UTF-16, UTF-32, UTF-7).
+    """
+    try:
+        name = codecs.lookup(source.encoding).name
+        ascii_alike = bytes(range(128)).decode(name) == "".join(map(chr, range(128)))
+    except (LookupError, UnicodeError):
+        name, ascii_alike = "", False
+    if not name:
+        raise DataError(
+            f"{source.path}: there is no encoding {source.encoding!r}; use for instance `encoding: utf-8` "
+            "or `encoding: gb18030`."
+        )
+    if not ascii_alike:
+        raise DataError(
+            f"{source.path}: text in {source.encoding} cannot be cut at line breaks; convert the file first, "
+            f"e.g. `iconv -f {source.encoding} -t utf-8`."
+        )
+    # The byte order mark is stripped by the readers themselves, wherever a line starts with one.
+    return "utf-8" if name == "utf-8-sig" else name

@@ -1,0 +1,80 @@
+"""JSON lines: one record a line, plain or compressed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from data_prep.config import SourceConfig
+from data_prep.documents import Block, Counts, Document
+from data_prep.readers.base import READERS, Reader, line_encoding
+from data_prep.readers.streams import BOM, Lines, check_file, compression, cut_at_lines, next_line
+
+_BLANK = b" \t\r\n\0"
+
+
+@READERS.add("jsonl")
+class JsonlReader(Reader):
+    """``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.jsonl.xz``.
+
+    Blocks of plain files are byte ranges at line boundaries; a compressed file is one block. A record
+    without an ``id`` gets its byte offset in the (decompressed) file.
+    """
+
+    endings = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".ndjson", ".ndjson.gz", ".ndjson.zst")
+
+    def __init__(self, source: SourceConfig, index: int) -> None:
+        super().__init__(source, index)
+        self._encoding = line_encoding(source)
+        self._size = check_file(self.path)
+
+    def blocks(self, block_bytes: int) -> list[Block]:
+        if compression(self.path):
+            return [Block(self.index, self.path, 0, None)]
+        cuts = cut_at_lines(self.path, self._size, block_bytes, next_line)
+        return [Block(self.index, self.path, start, stop) for start, stop in cuts]
+
+    def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
+        lines = Lines(self.path, block.start, block.stop)
+        for offset, line in lines:
+            if line is None:
+                counts.drop("line_too_long")
+                continue
+            line = line.removeprefix(BOM).strip(_BLANK)
+            if not line:
+                continue
+            record, reason = _parse(line, self._encoding)
+            if reason:
+                # The torn last line of a damaged file is counted once, with the damage.
+                if lines.complete:
+                    counts.drop(reason)
+                continue
+            document = self._document(record, offset, counts, self.source.text_column)
+            if document is not None:
+                yield document
+        if lines.damage or (compression(self.path) and not self._size):
+            counts.drop(lines.damage or "truncated_file")
+
+
+def _parse(line: bytes, encoding: str) -> tuple[Any, str]:
+    """The value of one line, or the reason why there is none."""
+    text: str | None = None
+    try:
+        if encoding == "utf-8":
+            return orjson.loads(line), ""
+        text = line.decode(encoding)
+        return orjson.loads(text), ""
+    except UnicodeDecodeError:
+        return None, "undecodable"
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # Python's parser takes what others write though the standard forbids it: NaN, lone surrogates.
+        return json.loads(line.decode(encoding) if text is None else text), ""
+    except UnicodeDecodeError:
+        return None, "undecodable"
+    except (ValueError, RecursionError):
+        return None, "not_json"

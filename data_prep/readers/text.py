@@ -1,0 +1,89 @@
+"""Plain text: documents with a blank line between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data_prep.config import SourceConfig
+from data_prep.documents import Block, Counts, Document
+from data_prep.readers.base import READERS, Reader, line_encoding
+from data_prep.readers.streams import BOM, Lines, check_file, compression, cut_at_lines, next_line
+
+MAX_DOCUMENT = 16 << 20
+"""Bytes. A file without blank lines is one document; it is cut at line ends so that memory stays bounded."""
+
+# What may stand on a line that counts as blank: ASCII white space and NUL (and a byte order mark).
+_BLANK = b" \t\r\n\v\f\0"
+
+
+@READERS.add("text")
+class TextReader(Reader):
+    """``.txt``, plain or compressed. Ids are byte offsets of a document's first line.
+
+    A line that cannot be decoded is dropped and counted by itself; the other lines of its document stay.
+    """
+
+    endings = (".txt", ".txt.gz", ".txt.zst", ".txt.xz")
+
+    def __init__(self, source: SourceConfig, index: int) -> None:
+        super().__init__(source, index)
+        self._encoding = line_encoding(source)
+        self._size = check_file(self.path)
+
+    def blocks(self, block_bytes: int) -> list[Block]:
+        if compression(self.path):
+            return [Block(self.index, self.path, 0, None)]
+        cuts = cut_at_lines(self.path, self._size, block_bytes, _next_document)
+        return [Block(self.index, self.path, start, stop) for start, stop in cuts]
+
+    def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
+        lines = Lines(self.path, block.start, block.stop)
+        first, held, size = 0, list[bytes](), 0
+        for offset, line in lines:
+            if line is None:
+                counts.drop("line_too_long")
+                continue
+            blank = not line.removeprefix(BOM).strip(_BLANK)
+            if held and (blank or size + len(line) > MAX_DOCUMENT):
+                yield from self._finish(first, held, counts)
+                held, size = [], 0
+            if not blank and lines.complete:  # the torn last line of a damaged file is part of the damage
+                first = first if held else offset
+                held.append(line)
+                size += len(line)
+        if held:
+            yield from self._finish(first, held, counts)
+        if lines.damage or (compression(self.path) and not self._size):
+            counts.drop(lines.damage or "truncated_file")
+
+    def _finish(self, offset: int, lines: list[bytes], counts: Counts) -> Iterator[Document]:
+        try:
+            text = b"\n".join(lines).decode(self._encoding)
+        except UnicodeDecodeError:
+            good = []
+            for line in lines:
+                try:
+                    good.append(line.decode(self._encoding))
+                except UnicodeDecodeError:
+                    counts.drop("undecodable")
+            text = "\n".join(good)
+            if not good:
+                return
+        text = text.replace("\ufeff", "").replace("\r\n", "\n").removesuffix("\r")
+        document = self._document({"text": text}, offset, counts, "text")
+        if document is not None:
+            yield document
+
+
+def _next_document(file: BinaryIO) -> int:
+    """Offset after the first blank line that starts after the position of ``file``, or the end."""
+    next_line(file)
+    blank = True
+    while piece := file.readline(1 << 20):
+        blank = blank and not piece.removeprefix(BOM).strip(_BLANK)
+        if piece.endswith(b"\n"):
+            if blank:
+                break
+            blank = True
+    return file.tell()

@@ -1,0 +1,195 @@
+"""Vocabularies trained on the corpus; the same corpus and settings give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from configs.errors import DataError
+from data_prep.clean import sentences
+from data_prep.config import TokenizerConfig
+from data_prep.tokenizer import SPECIALS, library
+from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece
+from data_prep.tokenizer_wordpiece import HAN, WordPieceTokenizer
+
+_HAN = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in HAN) + "]+")
+_SENTENCE_BYTES = 1 << 16
+"""`sentencepiece` leaves out longer sentences; longer ones are cut before."""
+_CUT = _SENTENCE_BYTES // 4
+# The result of `sentencepiece` depends on the number of threads (the order in which floats are added),
+# hence a fixed one.
+_THREADS = 2
+_COVERAGE = 0.9995
+
+
+def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """``texts`` up to ``limit`` characters together; the last one is cut."""
+    left = limit
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def train_wordpiece(texts: Iterable[str], config: TokenizerConfig) -> WordPieceTokenizer:
+    """A WordPiece vocabulary of at most ``config.vocab_size`` entries.
+
+    In the order of ids: the special entries; all characters seen at least twice (of them the most frequent
+    if the size does not allow for all); their ``##`` forms where they occur inside words; and pieces of
+    words of other scripts than Chinese, merged by `tokenizers`' trainer.
+
+    Raises:
+        DataError: the corpus is too small for any vocabulary.
+    """
+    characters, inner, words = _count_words(texts, config.lowercase)
+    room = config.vocab_size - len(SPECIALS)
+    singles = _most_frequent(characters, room)
+    kept = set(singles)
+    room -= len(singles)
+    continued = [f"##{c}" for c in _most_frequent({c: n for c, n in inner.items() if c in kept}, room)]
+    room -= len(continued)
+    merged = _merge(words, kept, continued, room) if room > 0 else []
+    pieces = [*SPECIALS.values(), *singles, *continued, *merged]
+    _refuse_tiny(len(pieces))
+    return WordPieceTokenizer(pieces, "the trained vocabulary", lowercase=config.lowercase)
+
+
+def _most_frequent(counts: dict[str, int], n: int) -> list[str]:
+    """The ``n`` most frequent of those seen at least twice, in the order of their code points."""
+    often = sorted((c for c in counts if counts[c] >= 2), key=lambda c: (-counts[c], c))
+    return sorted(often[: max(0, n)])
+
+
+def _count_words(texts: Iterable[str], lowercase: bool) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Occurrences of single characters, of characters inside words, and of words that are not Chinese."""
+    tokenizers = library()
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+    characters: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    for text in texts:
+        text = normalizer.normalize_str(text)
+        characters.update(text)
+        for line in _HAN.sub(" ", text).split("\n"):
+            words.update(word for word, _ in splitter.pre_tokenize_str(line))
+    for space in [c for c in characters if c.isspace()]:
+        del characters[space]
+    inner: Counter[str] = Counter()
+    for word, n in words.items():
+        if len(word) > 1:
+            for character in word[1:]:
+                inner[character] += n
+    return characters, inner, words
+
+
+def _merge(words: Counter[str], kept: set[str], continued: list[str], room: int) -> list[str]:
+    """Up to ``room`` pieces of more than one character, in the order in which they were merged.
+
+    The trainer gives ids to ``##`` characters in the order of a hash table that differs in every process,
+    and breaks ties between equally frequent merges by id. All of them are therefore announced beforehand,
+    in a fixed order, as its special tokens.
+    """
+    tokenizers = library()
+    alphabet = [*sorted(kept), *continued]
+    inner = {piece[2:] for piece in continued}
+    usable = {
+        word: n
+        for word, n in words.items()
+        if len(word) > 1 and n > 1 and word[0] in kept and inner.issuperset(word[1:])
+    }
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=len(alphabet) + room,
+        min_frequency=2,
+        limit_alphabet=0x110000,
+        special_tokens=alphabet,
+        show_progress=False,
+    )
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece({}, unk_token=SPECIALS["unk"]))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.train_from_iterator(_repeated(usable), trainer)
+    ids = model.get_vocab()
+    known = set(alphabet)
+    return sorted((piece for piece in ids if piece not in known), key=ids.__getitem__)[:room]
+
+
+def _repeated(words: dict[str, int]) -> Iterator[str]:
+    """Each word as often as it was seen, in pieces of bounded size."""
+    for word in sorted(words):
+        n = words[word]
+        at_once = max(1, 4096 // len(word))
+        for done in range(0, n, at_once):
+            yield " ".join([word] * min(at_once, n - done))
+
+
+def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
+    """A unigram model of at most ``config.vocab_size`` pieces, ids 0 to 4 special, no normalisation.
+
+    Sentences get no space in front, as Chinese has none; ``config.lowercase`` does not apply.
+
+    Raises:
+        DataError: the corpus is too small for any vocabulary, or `sentencepiece` is not installed.
+    """
+    package = library_sentencepiece()
+    lines = [
+        line[start : start + _CUT]
+        for text in texts
+        for line in sentences(text.replace("\0", ""))
+        for start in range(0, len(line), _CUT)
+    ]
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line)
+    _refuse_tiny(len(SPECIALS) + len(counts))
+    content = io.BytesIO()
+    try:
+        package.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=content,
+            model_type="unigram",
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=_coverage(counts, config.vocab_size),
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece=SPECIALS["pad"],
+            unk_piece=SPECIALS["unk"],
+            control_symbols=[SPECIALS["cls"], SPECIALS["sep"], SPECIALS["mask"]],
+            max_sentence_length=_SENTENCE_BYTES,
+            shuffle_input_sentence=False,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(
+            f"`sentencepiece` could not train a vocabulary of {config.vocab_size} pieces: "
+            f"{' '.join(str(error).split())[:300]}. "
+            "Give it more text, or another `data.tokenizer.vocab_size`."
+        ) from None
+    return SentencePieceTokenizer(content.getvalue(), "the trained model")
+
+
+def _coverage(counts: Counter[str], vocab_size: int) -> float:
+    """Share of all characters whose kinds become pieces, so that they fill at most 3/4 of the vocabulary."""
+    most = (vocab_size - len(SPECIALS)) * 3 // 4
+    ordered = sorted(counts.values(), reverse=True)
+    total = sum(ordered)
+    if len(ordered) <= most:
+        return _COVERAGE
+    # Half a character below the sum: `sentencepiece` stops at the first sum that reaches the share.
+    return min(_COVERAGE, (sum(ordered[:most]) - 0.5) / total)
+
+
+def _refuse_tiny(entries: int) -> None:
+    if entries < 20:
+        raise DataError(
+            f"The corpus gives a vocabulary of only {entries} entries, too few to train on. Check that "
+            "`data.sources` names the right files and `text_column`, or give a `data.tokenizer.vocab`."
+        )

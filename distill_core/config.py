@@ -1,0 +1,195 @@
+"""The run file as a typed tree: ``RunConfig``. Component configs stand beside their components."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.loader import Config, runtime
+from data_prep.config import DataConfig
+from distill_core.models.config import ModelConfig
+from distill_core.objectives import OBJECTIVES
+from distill_core.objectives.base import TermConfig
+
+if TYPE_CHECKING:
+    AnyTerm = TermConfig
+else:  # one union over the registry, so that a new loss file is a new `kind` and errors name the right keys
+    _CONFIGS = tuple(OBJECTIVES[name].Config for name in OBJECTIVES)
+    AnyTerm = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up and linear decay to 0."""
+
+    learning_rate: float = Field(default=4e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Not on biases and LayerNorms."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Global norm over student and projections; 0 switches it off."""
+
+
+class TrainingConfig(Config):
+    """One stage's training loop."""
+
+    steps: int = runtime(ge=1)
+    """Optimiser steps. A change moves the end of the learning-rate decay."""
+    global_batch_size: int = Field(ge=1)
+    """Sequences in one optimiser step, over all ranks."""
+    micro_batch_tokens: int = runtime(8192, ge=16)
+    """The memory knob: tokens of one forward/backward on one rank."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = runtime(1)
+    attention: Literal["auto", "runs", "padded", "varlen"] = runtime("auto")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint_every: int = runtime(1000, ge=1)
+    keep_last: int = runtime(2, ge=1)
+    evaluate_every: int = runtime(1000, ge=1)
+    evaluate_sequences: int = runtime(2000, ge=1)
+    """At most so many held-out sequences."""
+    log_every: int = runtime(10, ge=1)
+    deepspeed: dict[str, Any] = runtime({})
+    """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
+
+    @model_validator(mode="after")
+    def _stage_zero_is_fp32(self) -> TrainingConfig:
+        if self.zero_stage == 0 and self.precision != "fp32":
+            raise ValueError(
+                "zero_stage 0 with 16-bit precision is not offered: DeepSpeed steps its optimizer once on zero "
+                "gradients there, so Adam's bias correction is off by one; take zero_stage: 1"
+            )
+        return self
+
+
+class TeacherConfig(Config):
+    """Where the teacher's weights come from."""
+
+    source: str
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    shape: ModelConfig | None = runtime(None)
+    """Only for `distill plan` without the weights at hand."""
+
+
+class InitConfig(Config):
+    """How the student begins."""
+
+    kind: Literal["random", "teacher_layers"] = "random"
+    layers: list[int] = []
+    """`teacher_layers`: the teacher's layer (0-based) for each student layer."""
+    embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _layers_given(self) -> InitConfig:
+        if (self.kind == "teacher_layers") != bool(self.layers):
+            raise ValueError("`layers` belongs to kind: teacher_layers, and is required there")
+        return self
+
+
+class StudentConfig(Config):
+    model: ModelConfig
+    init: InitConfig = InitConfig()
+
+
+class PretrainStage(Config):
+    """Masked-LM training of a model from scratch."""
+
+    kind: Literal["pretrain"]
+    name: str = Field(pattern=NAME)
+    model: ModelConfig
+    training: TrainingConfig
+
+
+class DistillStage(Config):
+    """Distillation of a teacher into a student."""
+
+    kind: Literal["distill"]
+    name: str = Field(pattern=NAME)
+    teacher: TeacherConfig
+    student: StudentConfig
+    objective: list[AnyTerm] = Field(min_length=1)
+    training: TrainingConfig
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _short_teacher(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+Stage = Annotated[PretrainStage | DistillStage, Field(discriminator="kind")]
+
+
+class LaunchConfig(Config):
+    """Where the ranks run."""
+
+    backend: str = "local"
+    processes: int | None = Field(default=None, ge=1)
+    """Ranks on this machine; default: one per GPU, or 1 without GPUs."""
+
+
+class EvaluationConfig(Config):
+    """What is measured at the end of the run."""
+
+    latency_lengths: list[int] = [32, 128]
+    latency_batch_sizes: list[int] = [1, 16]
+    latency_repeats: int = Field(default=10, ge=1)
+    sentences: list[str] = []
+    """With one [MASK] each: the fill-mask guesses printed at the end."""
+
+    @field_validator("sentences")
+    @classmethod
+    def _one_mask(cls, value: list[str]) -> list[str]:
+        for sentence in value:
+            if sentence.count("[MASK]") != 1:
+                raise ValueError(f"the sentence {sentence!r} must hold exactly one [MASK]")
+        return value
+
+
+class RunConfig(Config):
+    """A whole run: data, the chain of stages, where it runs and what is reported."""
+
+    name: str = Field(pattern=NAME)
+    output: str = runtime("runs")
+    """The run folder is `output`/`name`."""
+    seed: int = 1337
+    data: DataConfig
+    stages: list[Stage] = Field(min_length=1)
+    launch: LaunchConfig = runtime(default_factory=LaunchConfig)
+    evaluation: EvaluationConfig = runtime(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are called {name!r}; stage names are folder names and must differ")
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, DistillStage) and stage.teacher.source in names[index:]:
+                raise ValueError(f"stage {stage.name!r}: its teacher {stage.teacher.source!r} is not an earlier stage")
+            if stage.training.micro_batch_tokens < self.data.sequences.max_length:
+                raise ValueError(
+                    f"stage {stage.name!r}: a batch cannot be cut: micro_batch_tokens "
+                    f"{stage.training.micro_batch_tokens} is smaller than data.sequences.max_length "
+                    f"{self.data.sequences.max_length}; raise the first or lower the second"
+                )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.data.folder) if self.data.folder else self.folder / "data"
+
+    def stage_folder(self, index: int) -> Path:
+        return self.folder / "stages" / f"{index + 1:02d}-{self.stages[index].name}"
+
+    def stage_index(self, name: str) -> int | None:
+        return next((i for i, stage in enumerate(self.stages) if stage.name == name), None)

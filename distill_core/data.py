@@ -1,0 +1,243 @@
+"""Shards -> batches.
+
+Sample s of a run is sequence ``order(seed, epoch)[s mod n]`` with epoch = s div n: a pure function, so the
+data position of a run is one number and no shuffled index is ever stored. An optimiser step takes the next
+``global_batch_size`` samples; :func:`cut` deals them to ranks and micro-steps by token count.
+"""
+
+from __future__ import annotations
+
+import heapq
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.errors import DataError
+from data_prep.corpus import Split
+from distill_core.models.attention import AttentionLayout, Kernel, layout
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Batch:
+    """One stream of N real tokens of B sequences, longest first. There is no padding.
+
+    ``ids``, ``positions``: int64 [N]; ``rows``: int64 [M], the masked rows of the stream; ``labels``:
+    int64 [M], the tokens that stood there; ``layout``: where the sequences lie.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    rows: Tensor
+    labels: Tensor
+    layout: AttentionLayout
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    @property
+    def n_masked(self) -> int:
+        return self.rows.numel()
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = (t.to(device, non_blocking=True) for t in (self.ids, self.positions, self.rows, self.labels))
+        return Batch(*tensors, self.layout.to(device))
+
+
+# ---------------------------------------------------------------- order
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(index: Ints, n: int, seed: int, epoch: int) -> Ints:
+    """The image of ``index`` (int64, each in [0, n)) under the epoch's permutation of [0, n).
+
+    A four-round Feistel network on the smallest even number of bits that holds n - 1; values that fall
+    outside [0, n) are encrypted again (cycle walking), so the map is a bijection for every n and needs no memory.
+    """
+    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    with np.errstate(over="ignore"):
+        base = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64) + _GOLDEN * np.uint64(epoch + 1))
+        keys = [_mix(base + _GOLDEN * np.uint64(r + 1))[0] for r in range(4)]
+
+        def encrypt(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+            left, right = x >> half, x & low
+            for key in keys:
+                left, right = right, left ^ (_mix(right + key) & low)
+            return (left << half) | right
+
+        out = encrypt(np.asarray(index, np.int64).astype(np.uint64))
+        outside = out >= n
+        while outside.any():
+            out[outside] = encrypt(out[outside])
+            outside = out >= n
+    return out.astype(np.int64)
+
+
+def samples(start: int, count: int, n: int, seed: int) -> tuple[Ints, Ints]:
+    """(sequence index, epoch), both int64 [count], of the samples ``start`` ... of a run over n sequences."""
+    position = np.arange(start, start + count, dtype=np.int64)
+    epoch, place = position // n, position % n
+    index = np.empty_like(place)
+    for e in np.unique(epoch):
+        here = epoch == e
+        index[here] = permute(place[here], n, seed, int(e))
+    return index, epoch
+
+
+# ---------------------------------------------------------------- cutting
+
+
+def cut(lengths: NDArray[np.integer], world_size: int, micro_batch_tokens: int) -> list[list[Ints]]:
+    """Deal the sequences of a step to ``bins[micro_step][rank]`` (positions in ``lengths``, longest first).
+
+    Every rank has the same number of micro-steps, the smallest for which the longest-first greedy deal
+    keeps each bin within ``micro_batch_tokens``; no bin is empty.
+
+    Raises:
+        DataError: when that cannot be done.
+    """
+    n, total = len(lengths), int(lengths.sum())
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    sizes = lengths[order].tolist()
+    if n and sizes[0] > micro_batch_tokens:
+        raise DataError(
+            f"A batch cannot be cut: a sequence has {sizes[0]} tokens, but micro_batch_tokens is "
+            f"{micro_batch_tokens}; raise it."
+        )
+    micro_steps = max(1, -(-total // (world_size * micro_batch_tokens)))
+    while micro_steps * world_size <= n:
+        bins, loads = _deal(sizes, micro_steps * world_size)
+        if max(loads) <= micro_batch_tokens:
+            ranked = sorted(range(len(bins)), key=lambda b: (-loads[b], b))
+            full = [order[bins[b]] for b in ranked]
+            return [full[m * world_size : (m + 1) * world_size] for m in range(micro_steps)]
+        micro_steps += 1
+    raise DataError(
+        f"A batch cannot be cut: {n} sequences with {total} tokens do not fill {world_size} ranks with micro-batches "
+        f"of at most {micro_batch_tokens} tokens. Raise global_batch_size to a multiple of the ranks, or raise "
+        "micro_batch_tokens."
+    )
+
+
+def _deal(sizes: list[int], n_bins: int) -> tuple[list[list[int]], list[int]]:
+    """Longest first, each into the emptiest bin (ties: the lowest number)."""
+    heap = [(0, b) for b in range(n_bins)]
+    bins: list[list[int]] = [[] for _ in range(n_bins)]
+    loads = [0] * n_bins
+    for place, size in enumerate(sizes):
+        load, b = heapq.heappop(heap)
+        bins[b].append(place)
+        loads[b] = load + size
+        heapq.heappush(heap, (loads[b], b))
+    return bins, loads
+
+
+# ---------------------------------------------------------------- batches
+
+
+def make_batch(split: Split, index: Ints, views: Ints, kernel: Kernel) -> Batch:
+    """The masked batch of the sequences ``index`` (in this order) under the mask views ``views``."""
+    gathered = split.gather(index)
+    masks = split.masks(index, views)
+    lengths = np.diff(gathered.offsets)
+    starts = np.repeat(gathered.offsets[:-1], np.diff(masks.offsets))
+    rows = starts + masks.positions
+    ids = gathered.ids
+    labels = ids[rows]
+    ids[rows] = masks.ids
+    positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
+    arrays = (ids, positions, rows, labels)
+    return Batch(*(torch.from_numpy(a) for a in arrays), layout(lengths.tolist(), kernel))
+
+
+@dataclass
+class Step:
+    """This rank's micro-batches of one optimiser step."""
+
+    number: int
+    epoch: float
+    batches: list[Batch]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Training steps of one rank, from any step on."""
+
+    split: Split
+    seed: int
+    global_batch_size: int
+    micro_batch_tokens: int
+    rank: int
+    world_size: int
+    kernel: Kernel
+
+    def step(self, number: int) -> Step:
+        """Step ``number`` (0-based): a pure function of it and of the settings."""
+        n = len(self.split)
+        index, epoch = samples(number * self.global_batch_size, self.global_batch_size, n, self.seed)
+        bins = cut(self.split.lengths(index), self.world_size, self.micro_batch_tokens)
+        mine = [micro[self.rank] for micro in bins]
+        batches = [make_batch(self.split, index[places], epoch[places], self.kernel) for places in mine]
+        return Step(number, (number + 1) * self.global_batch_size / n, batches)
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
+        """Steps ``first`` to ``last - 1``, prepared ahead in a thread, each with the seconds spent waiting for it."""
+        ahead: queue.Queue[Step | BaseException] = queue.Queue(maxsize=2)
+        stop = threading.Event()
+
+        def put(item: Step | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ahead.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for number in range(first, last):
+                    put(self.step(number))
+                    if stop.is_set():
+                        return
+            except BaseException as error:  # handed to the training thread, which raises it
+                put(error)
+
+        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread.start()
+        try:
+            for _ in range(first, last):
+                began = time.perf_counter()
+                item = ahead.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item, time.perf_counter() - began
+        finally:
+            stop.set()
+            thread.join()
+
+
+def held_out_batches(
+    split: Split, limit: int, seed: int, micro_batch_tokens: int, rank: int, world_size: int, kernel: Kernel
+) -> Iterator[Batch]:
+    """This rank's share of ``limit`` held-out sequences under mask view 0: the same ones at every evaluation."""
+    index, _ = samples(0, min(limit, len(split)), len(split), seed)
+    for micro in cut(split.lengths(index), world_size, micro_batch_tokens):
+        mine = index[micro[rank]]
+        yield make_batch(split, mine, np.zeros(len(mine), np.int64), kernel)

@@ -1,0 +1,304 @@
+"""DeepSpeed: the only file that knows it (and, with ``launcher/``, the only one that reads the environment).
+
+A rank is described by :class:`Rank`; the trained module is wrapped by :class:`Engine`, which offers just what
+the training loop and the checkpoint need: backward, step, gradient norm, full fp32 state out and in.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.errors import TrainingError
+from distill_core.config import TrainingConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+# ---------------------------------------------------------------- ranks
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the ranks of the run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``values`` summed over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+
+def rank_number() -> int:
+    """This process's rank, before anything is started (for logs and error files)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start_ranks(timeout_minutes: float = 30.0) -> Rank:
+    """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs)."""
+    environment = os.environ
+    rank = int(environment.get("RANK", "0"))
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    environment.setdefault("MASTER_PORT", "29500")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    deepspeed = _deepspeed()
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=datetime.timedelta(minutes=timeout_minutes),
+            init_method=environment.get("ZHENGLIU_RENDEZVOUS"),
+            rank=rank,
+            world_size=world_size,
+        )
+    return Rank(rank, local_rank, world_size, device)
+
+
+def stop_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed quietly and without its compiled gloo helper.
+
+    ``deepspeed_shm_comm`` would be built with a compiler at the first ``init_distributed``; the table is
+    private, and a test runs a step with no compiler on PATH.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+# ---------------------------------------------------------------- engine
+
+
+def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
+    """DeepSpeed's JSON, generated from the typed config (DeepSpeed itself accepts misspelt keys silently)."""
+    bf16 = training.precision == "bf16"
+    zero: dict[str, Any] = {"stage": training.zero_stage}
+    if training.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    generated: dict[str, Any] = {
+        # One micro-step as DeepSpeed counts it: the loop sets the accumulation boundary itself, because the
+        # number of micro-steps follows from the lengths and changes from step to step.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.optimizer.gradient_clipping,  # 1.0 if absent: always said
+        "zero_optimization": zero | training.deepspeed.get("zero_optimization", {}),
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+    if bf16:
+        # Without it, stage 1 adds the first micro-step's gradients again at each later one (0.19.8).
+        generated["bf16"]["immediate_grad_update"] = True
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}
+    return {**training.deepspeed, **generated}
+
+
+def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; none on biases and LayerNorms."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        undecayed = name.endswith("bias") or "LayerNorm" in name
+        (plain if undecayed else decayed).append(parameter)
+    decay = training.optimizer.weight_decay
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass
+class FullState:
+    """World-size-free training state: fp32 weights and Adam moments by parameter name, on the CPU."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """``<moment>/<parameter name>``."""
+    optimizer_steps: int
+
+
+class Engine:
+    """Student and projections under DeepSpeed."""
+
+    def __init__(self, module: nn.Module, training: TrainingConfig, rank: Rank, state: FullState | None = None) -> None:
+        """Wrap ``module`` (fp32, on the CPU); with ``state``, continue exactly from it."""
+        if state is not None:
+            module.load_state_dict(state.weights, strict=True)
+        self.rank = rank
+        self.names = [name for name, _ in module.named_parameters()]
+        deepspeed = _deepspeed()
+        adam = torch.optim.AdamW(
+            parameter_groups(module.to(rank.device), training),
+            lr=0.0,
+            betas=training.optimizer.betas,
+            eps=training.optimizer.eps,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
+        )
+        self._adam = adam
+        self._zero_stage = training.zero_stage
+        self._parameters = [parameter for _, parameter in module.named_parameters()]
+        self.module = module
+        self._make_moments(0 if state is None else state.optimizer_steps)
+        if state is not None:
+            self._restore(state)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._engine(*args)
+
+    def train(self, mode: bool = True) -> None:
+        self._engine.train(mode)
+
+    def backward(self, total: Tensor, last: bool) -> None:
+        """Accumulate gradients of a loss that is already divided by global counts; ``last`` closes the step."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over ranks; a sum of shares of a global mean is what is wanted.
+        self._engine.backward(total * self.rank.world_size)
+        if not last:
+            self._engine.step()
+
+    def step(self, learning_rate: float) -> None:
+        """Clip, update, clear."""
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    def gradient_norm(self) -> float:
+        """Global norm before clipping of the last step; nan where DeepSpeed does not tell it."""
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    # ------------------------------------------------------------ state
+
+    def full_state(self, optimizer_steps: int) -> FullState:
+        """Gather the whole state. Collective: every rank calls it; the values are kept on rank 0 only."""
+        weights, moments = {}, {}
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            weight = self._full(parameter, None)
+            if self.rank.is_first:
+                weights[name] = weight.detach().to("cpu", copy=True)
+            for key in MOMENTS:
+                moment = self._full(parameter, key)
+                if self.rank.is_first:
+                    moments[f"{key}/{name}"] = moment.detach().to("cpu", copy=True)
+        return FullState(weights, moments, optimizer_steps)
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """fp32 weights by name on rank 0, {} elsewhere. Collective."""
+        weights = {}
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            weight = self._full(parameter, None)
+            if self.rank.is_first:
+                weights[name] = weight.detach().to("cpu", copy=True)
+        return weights
+
+    def _full(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if key is None:
+            value = safe_get_full_fp32_param(parameter)
+            return parameter.data if value is None else value
+        if self._zero_stage == 0:
+            moment: Tensor = self._adam.state[parameter][key]
+            return moment
+        value = safe_get_full_optimizer_state(parameter, key)
+        assert value is not None
+        return value  # type: ignore[no-any-return]
+
+    def _restore(self, state: FullState) -> None:
+        """Masters, moments and step counter; the 16-bit weights were cast from the same fp32 values."""
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            self._set(parameter, None, state.weights[name])
+            for key in MOMENTS:
+                self._set(parameter, key, state.moments[f"{key}/{name}"])
+
+    def _make_moments(self, steps: int) -> None:
+        """Create Adam's state, which torch creates only at the first step, and link DeepSpeed's fragments to it.
+
+        Done before the first step: DeepSpeed itself links the fragments of stages 1 and 2 after the update of the
+        first parameter group, when the second group has no state yet, and its moments cannot be read any more.
+        """
+        optimizer = self._engine.optimizer
+        if self._zero_stage == 3:
+            flat = list(optimizer.fp32_partitioned_groups_flat)
+        else:
+            flat = [p for group in self._adam.param_groups for p in group["params"]]
+        for p in flat:
+            step = torch.tensor(float(steps), dtype=torch.float32, device=p.device)
+            self._adam.state[p] = {"step": step} | {key: torch.zeros_like(p) for key in MOMENTS}
+        if self._zero_stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        value = value.to(self.rank.device)
+        if self._zero_stage == 0:
+            (parameter.data if key is None else self._adam.state[parameter][key]).copy_(value)
+        elif self._zero_stage == 3:  # its setter of full values fails where the ranks do not divide the size
+            size = parameter.ds_tensor.numel()
+            padded = torch.zeros(size * self.rank.world_size, dtype=value.dtype, device=value.device)
+            padded[: value.numel()] = value.flatten()
+            local = padded[self.rank.rank * size : (self.rank.rank + 1) * size]
+            if key is None:
+                safe_set_local_fp32_param(parameter, local)
+            else:
+                safe_set_local_optimizer_state(parameter, local, key)
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers, so that the next stage starts clean."""
+        self._engine.destroy()
+
+
+def check_finite(value: float, what: str, stage: str, step: int) -> None:
+    """Raise :class:`TrainingError` when a loss or norm has become nan or infinite."""
+    if not torch.isfinite(torch.tensor(value)):
+        raise TrainingError(
+            f"Stage {stage!r}, step {step}: the {what} is {value}. Lower training.optimizer.learning_rate or raise "
+            "its warmup, and start again: the run continues from its last checkpoint."
+        )

@@ -1,0 +1,69 @@
+"""Held-out masked-LM quality of student and teacher, and how often they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from distill_core.data import Batch
+from distill_core.engine import Rank
+from distill_core.features import FeatureRequest
+from distill_core.models.encoder import Encoder
+from distill_core.objective import Teacher
+
+LOGITS = FeatureRequest(logits=True)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """``loss``: mean of -log softmax(z)[label] over masked tokens, in nats; ``accuracy``: share guessed right."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """``agreement``: share of masked tokens at which student and teacher guess the same."""
+
+    student: Quality
+    teacher: Quality | None
+    agreement: float | None
+    masked_tokens: int
+
+
+@torch.no_grad()
+def evaluate(student: Encoder, teacher: Teacher | None, batches: Iterable[Batch], rank: Rank) -> HeldOut:
+    """Over all ranks' ``batches`` (every rank has equally many). Collective."""
+    was_training = student.training
+    student.eval()
+    sums = torch.zeros(6, dtype=torch.float64, device=rank.device)
+    for batch in batches:
+        batch = batch.to(rank.device)
+        logits = student(batch.ids, batch.positions, batch.layout, batch.rows, LOGITS).logits
+        sums[0] += batch.n_masked
+        sums[1:3] += _loss_and_right(logits, batch)
+        if teacher is not None:
+            theirs = teacher(batch, LOGITS).logits
+            assert theirs is not None
+            sums[3:5] += _loss_and_right(theirs, batch)
+            sums[5] += (logits.argmax(-1) == theirs.argmax(-1)).sum()
+    student.train(was_training)
+    n, loss, right, teacher_loss, teacher_right, agree = rank.sum(sums).tolist()
+    n = max(n, 1.0)
+    has_teacher = teacher is not None
+    return HeldOut(
+        student=Quality(loss / n, right / n),
+        teacher=Quality(teacher_loss / n, teacher_right / n) if has_teacher else None,
+        agreement=agree / n if has_teacher else None,
+        masked_tokens=int(n),
+    )
+
+
+def _loss_and_right(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+    right = (logits.argmax(-1) == batch.labels).sum()
+    return torch.stack([loss.double(), right.double()])

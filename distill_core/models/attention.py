@@ -1,0 +1,117 @@
+"""Bidirectional self-attention on a token stream: no token sees another sequence, and there is no padding.
+
+Three ways to the same numbers (a test compares them):
+
+- ``runs``: scaled_dot_product_attention over runs of sequences of equal length (the CPU's default; batches
+  hold sequences sorted by length, so runs are long);
+- ``padded``: one call over a padded copy of q, k, v with a key mask (the default on other devices);
+- ``varlen``: ``torch.nn.attention.varlen`` (flash kernels; CUDA with 16-bit only, no attention dropout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kernel = Literal["runs", "padded", "varlen"]
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Where the sequences lie in the stream, prepared once per batch and shared by all layers and models."""
+
+    kernel: Kernel
+    lengths: tuple[int, ...]
+    runs: tuple[tuple[int, int, int], ...]
+    """``runs``: (first token, sequences, length) of each run of equal lengths."""
+    slots: Tensor | None
+    """``padded``: int64 [N], the place of each token in the padded [B * longest] layout."""
+    key_mask: Tensor | None
+    """``padded``: bool [B, 1, 1, longest]."""
+    bounds: Tensor | None
+    """``varlen``: int32 [B + 1]."""
+
+    def to(self, device: torch.device) -> AttentionLayout:
+        def moved(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, non_blocking=True)
+
+        tensors = (moved(self.slots), moved(self.key_mask), moved(self.bounds))
+        return AttentionLayout(self.kernel, self.lengths, self.runs, *tensors)
+
+
+def layout(lengths: list[int], kernel: Kernel) -> AttentionLayout:
+    """The layout of sequences of ``lengths`` that follow one another in a stream."""
+    runs: list[tuple[int, int, int]] = []
+    slots = key_mask = bounds = None
+    if kernel == "runs":
+        start = 0
+        for length in lengths:
+            if runs and runs[-1][2] == length:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+            else:
+                runs.append((start, 1, length))
+            start += length
+    elif kernel == "padded":
+        longest = max(lengths)
+        size = torch.tensor(lengths)
+        key_mask = torch.arange(longest) < size[:, None]
+        slots = key_mask.flatten().nonzero().squeeze(1)
+        key_mask = key_mask[:, None, None, :]
+    else:
+        bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
+    return AttentionLayout(kernel, tuple(lengths), tuple(runs), slots, key_mask, bounds)
+
+
+def choose_kernel(wanted: str, device: torch.device) -> Kernel:
+    """``auto`` -> the device's default."""
+    if wanted == "auto":
+        return "runs" if device.type == "cpu" else "padded"
+    return wanted  # type: ignore[return-value]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / sqrt(d)) v within each sequence.
+
+    Args:
+        q, k, v: [N, heads, d], the tokens of all sequences one after another.
+        where: the layout of the same N tokens.
+        dropout: on the attention probabilities (0 with ``varlen``, whose kernels have none).
+
+    Returns:
+        [N, heads, d].
+    """
+    if where.kernel == "runs":
+        return _attend_runs(q, k, v, where, dropout)
+    if where.kernel == "padded":
+        return _attend_padded(q, k, v, where, dropout)
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert where.bounds is not None
+    longest = max(where.lengths)
+    out: Tensor = varlen_attn(q, k, v, where.bounds, where.bounds, longest, longest)
+    return out
+
+
+def _attend_runs(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:
+    out = []
+    for start, count, length in where.runs:
+        stop = start + count * length
+        qkv = [t[start:stop].unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v)]
+        run = F.scaled_dot_product_attention(*qkv, dropout_p=dropout)
+        out.append(run.transpose(1, 2).flatten(0, 1))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:
+    assert where.slots is not None and where.key_mask is not None
+    batch, longest = where.key_mask.shape[0], where.key_mask.shape[-1]
+    padded = []
+    for t in (q, k, v):
+        full = t.new_zeros(batch * longest, *t.shape[1:]).index_copy(0, where.slots, t)
+        padded.append(full.unflatten(0, (batch, longest)).transpose(1, 2))
+    out = F.scaled_dot_product_attention(*padded, attn_mask=where.key_mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(0, 1)[where.slots]

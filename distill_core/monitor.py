@@ -1,0 +1,123 @@
+"""What a stage shows while it runs: TensorBoard, metrics.jsonl, log lines, progress for the launcher.
+
+The only file that knows TensorBoard. Everything here happens on rank 0; other ranks hold a silent monitor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.errors import output_error
+
+LINE_SECONDS = 10.0
+
+
+class Monitor:
+    """Scalars, texts and progress of one stage."""
+
+    def __init__(self, stage_folder: Path, logs: Path, title: dict[str, Any], first_step: int, steps: int) -> None:
+        """``title``: stage, stage_index, stages; ``first_step``: where a resumed stage goes on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.steps = steps
+        self.title = title
+        self._progress = logs / "progress.json"
+        self._metrics = stage_folder / "metrics.jsonl"
+        self._last_line = self._last_progress = 0.0
+        self._first_step = first_step
+        self._began = time.monotonic()
+        try:
+            stage_folder.mkdir(parents=True, exist_ok=True)
+            _forget_after(self._metrics, first_step)
+            # Steps after the checkpoint happen again: TensorBoard hides the first telling of them.
+            purge = first_step + 1 if first_step else None
+            self._writer = SummaryWriter(str(stage_folder / "tensorboard"), purge_step=purge)
+        except OSError as error:
+            raise output_error(stage_folder, error) from error
+
+    def layout(self, terms: list[str], with_teacher: bool) -> None:
+        """The custom scalar page: the terms together, weighted terms together, students against teachers."""
+        both = ["student", "teacher"] if with_teacher else ["student"]
+        evaluation = {kind: ["Multiline", [f"eval/{who}_{kind}" for who in both]] for kind in ("loss", "accuracy")}
+        pages = {
+            "objective": {
+                "terms": ["Multiline", [f"loss/{name}" for name in [*terms, "total"]]],
+                "weighted terms": ["Multiline", [f"weighted/{name}" for name in terms]],
+            },
+            "held-out": evaluation,
+            "speed": {
+                "tokens per second": ["Multiline", ["speed/tokens_per_second"]],
+                "step and data wait": ["Multiline", ["speed/step_seconds", "data/wait_seconds"]],
+            },
+        }
+        self._writer.add_custom_scalars(pages)  # type: ignore[no-untyped-call]
+
+    def text(self, tag: str, markdown: str) -> None:
+        self._writer.add_text(tag, markdown, self._first_step)  # type: ignore[no-untyped-call]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One row: to TensorBoard and to metrics.jsonl. ``step`` counts finished optimiser steps."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        row = {"step": step, "time": round(time.time(), 3), **values}
+        try:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise output_error(self._metrics, error) from error
+
+    def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """A log line now and then, and the launcher's progress file at most once a second."""
+        now = time.monotonic()
+        rate = (step - self._first_step) / max(now - self._began, 1e-9)
+        left = (self.steps - step) / rate if rate else 0.0
+        last = step == self.steps
+        if last or now - self._last_progress >= 1.0:
+            self._last_progress = now
+            facts = {"step": step, "steps": self.steps, "loss": loss}
+            facts |= {"tokens_per_second": tokens_per_second, "seconds_left": left}
+            aside = self._progress.with_suffix(".tmp")
+            aside.write_text(json.dumps({**self.title, **facts}), encoding="utf-8")
+            os.replace(aside, self._progress)
+        if last or now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self.line(
+                f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {_clock(left)} left"
+            )
+
+    def line(self, text: str) -> None:
+        """A plain line in the log (rank-0.log; the launcher shows it too)."""
+        print(
+            f"[{self.title['stage_index'] + 1}/{self.title['stages']} {self.title['stage']}] {text}",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop rows of steps that will be taken again, and a line torn by a crash."""
+    if not metrics.is_file():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    aside = metrics.with_suffix(".tmp")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, metrics)

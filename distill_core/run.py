@@ -1,0 +1,103 @@
+"""The pipeline: which stage is next, what it reads, where it writes. Also the program of one rank.
+
+``python -m distill_core.run RUN_FOLDER [--only STAGE]`` is started once per rank by the launcher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from configs.errors import ConfigError, ZhengliuError
+from configs.loader import load
+from data_prep.corpus import Corpus
+from distill_core.config import DistillStage, RunConfig
+from distill_core.engine import Rank, rank_number, start_ranks, stop_ranks
+from distill_core.finish import finish_run
+from distill_core.stage import read_done, run_stage
+
+
+def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
+    """Run the stages in order (or just ``only``), skipping those that are done; True when all are done."""
+    corpus = Corpus.open(config.data_folder)
+    for index, stage in enumerate(config.stages):
+        if only is None or stage.name == only:
+            current_stage.name = stage.name
+            check_teacher_is_ready(config, index)
+            run_stage(config, index, corpus, rank)
+    return all(read_done(config.stage_folder(i)) is not None for i in range(len(config.stages)))
+
+
+def check_teacher_is_ready(config: RunConfig, index: int) -> None:
+    stage = config.stages[index]
+    if not isinstance(stage, DistillStage):
+        return
+    earlier = config.stage_index(stage.teacher.source)
+    if earlier is not None and read_done(config.stage_folder(earlier)) is None:
+        raise ConfigError(
+            f"Stage {stage.name!r} takes the model of stage {stage.teacher.source!r} as its teacher, and that one is "
+            "not finished. Run it first (without --only, stages run in order)."
+        )
+
+
+class current_stage:  # noqa: N801 - a place to look, not a type
+    """Where this rank is, for its error file."""
+
+    name: str | None = None
+
+
+def main() -> int:
+    """The program of one rank; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m distill_core.run", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only")
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    try:
+        config = load(arguments.folder / "config.yaml", [], RunConfig)
+        rank = start_ranks()
+        complete = run_chain(config, rank, arguments.only)
+        stop_ranks()
+        if rank.is_first and complete:
+            current_stage.name = "the end of the run"
+            finish_run(config, config.folder)
+        return 0
+    except ZhengliuError as error:
+        print(error, file=sys.stderr, flush=True)
+        note_failure(arguments.folder, error, error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        note_failure(arguments.folder, error, 70)
+        return 70
+
+
+def note_failure(folder: Path, error: Exception, exit_code: int) -> None:
+    """Tell the launcher what happened here and when, so that it can name the rank that failed first."""
+    facts = {
+        "time": time.time(),
+        "stage": current_stage.name,
+        "kind": type(error).__name__,
+        "message": str(error),
+        "exit_code": exit_code,
+    }
+    try:
+        path = folder / "logs" / f"rank-{rank_number()}.error.json"
+        path.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    except OSError:  # a full disk is already the message; the exit status still tells the launcher
+        pass
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: with the process group gone, DeepSpeed's and gloo's threads now and then abort the
+    # interpreter's shutdown ("terminate called without an active exception") after all work is done.
+    os._exit(status)

@@ -225,12 +225,11 @@ def _keys_of(loc: KeyPath, tree: Any, missing: bool) -> KeyPath:
     keys: list[str | int] = []
     here = tree
     for position, part in enumerate(loc):
-        if isinstance(here, dict) and part in here:
+        try:
             here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif not (missing and position == len(loc) - 1):
-            continue
+        except (KeyError, IndexError, TypeError):
+            if not (missing and position == len(loc) - 1):
+                continue
         keys.append(part)
     return tuple(keys)
 

@@ -45,9 +45,7 @@ class Tokenizer(ABC):
     hash: str
     """Of the ordered entries and of all settings that change ids."""
 
-    def __init__(
-        self, pieces: Sequence[str], specials: dict[str, str], settings: dict[str, Any], where: str
-    ) -> None:
+    def __init__(self, pieces: Sequence[str], specials: dict[str, str], settings: dict[str, Any], where: str) -> None:
         """Check the vocabulary.
 
         Args:
@@ -69,7 +67,8 @@ class Tokenizer(ABC):
             if piece in ids:
                 raise DataError(
                     f"{where}: the entry {piece!r} stands twice (entries {ids[piece] + 1} and "
-                    f"{position + 1}), so that its id is not clear. Remove the duplicate, or use the file the model came with."
+                    f"{position + 1}), so that its id is not clear. Remove the duplicate, or use the file "
+                    "the model came with."
                 )
             ids[piece] = position
         missing = [entry for entry in specials.values() if entry not in ids]
@@ -85,9 +84,7 @@ class Tokenizer(ABC):
         self.vocab_size = len(pieces)
         self.dtype = np.dtype(np.uint16 if len(pieces) <= 65536 else np.uint32)
         self.special_ids = {name: ids[entry] for name, entry in specials.items()}
-        content = json.dumps(
-            [self.kind, self.settings, self.specials, self.pieces], ensure_ascii=True, sort_keys=True
-        )
+        content = json.dumps([self.kind, self.settings, self.specials, self.pieces], ensure_ascii=True, sort_keys=True)
         self.hash = xxhash.xxh3_128_hexdigest(content.encode("ascii"))
 
     @abstractmethod
@@ -112,9 +109,7 @@ class Tokenizer(ABC):
         """The vocabulary entry of ``id``."""
         return self.pieces[id]
 
-    def _write(
-        self, folder: Path, files: dict[str, bytes], hugging_face: Any, config: dict[str, Any]
-    ) -> None:
+    def _write(self, folder: Path, files: dict[str, bytes], hugging_face: Any, config: dict[str, Any]) -> None:
         """Write ``files``, tokenizer.json (with special tokens) and tokenizer_config.json."""
         tokenizers = library()
         names = self.specials
@@ -157,8 +152,7 @@ def open_tokenizer(folder_or_vocab: Path, config: TokenizerConfig) -> Tokenizer:
     path = Path(folder_or_vocab).expanduser()
     if not path.exists():
         raise DataError(
-            f"There is no vocabulary {folder_or_vocab}: correct `data.tokenizer.vocab`, "
-            "or leave it out to train one."
+            f"There is no vocabulary {folder_or_vocab}: correct `data.tokenizer.vocab`, or leave it out to train one."
         )
     if config.kind == "sentencepiece":
         from data_prep.tokenizer_sentencepiece import open_sentencepiece
@@ -183,9 +177,7 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, folder: Path)
 
     taken = tokenizer_training.first_characters(texts, config.train_characters)
     train = (
-        tokenizer_training.train_sentencepiece
-        if config.kind == "sentencepiece"
-        else tokenizer_training.train_wordpiece
+        tokenizer_training.train_sentencepiece if config.kind == "sentencepiece" else tokenizer_training.train_wordpiece
     )
     tokenizer = train(taken, config)
     tokenizer.save(folder)

@@ -59,7 +59,7 @@ def library_sentencepiece() -> Any:
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A unigram model; its ids equal those of `sentencepiece`, which never finds a special id in text either."""
+    """A unigram model; its ids equal those of `sentencepiece`."""
 
     kind = "sentencepiece"
 

@@ -81,9 +81,7 @@ class WordPieceTokenizer(Tokenizer):
         table = np.full(0x110000, _RUN, dtype=np.int32)
         table[[ord(c) for c in " \t\n\r\u00a0\u3000"]] = _SPACE
         single = [ord(c) for c in string.punctuation]
-        single += [
-            c for a, b in _PUNCTUATION for c in range(a, b + 1) if unicodedata.category(chr(c))[0] == "P"
-        ]
+        single += [c for a, b in _PUNCTUATION for c in range(a, b + 1) if unicodedata.category(chr(c))[0] == "P"]
         if self.settings["chinese"]:
             for first, last in HAN:
                 table[first : last + 1] = self.special_ids["unk"]
@@ -191,8 +189,9 @@ def _read_lines(path: Path) -> list[str]:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); a WordPiece vocabulary is a "
-            "text file with one entry a line. For a SentencePiece model set `data.tokenizer.kind=sentencepiece`."
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); a WordPiece vocabulary is "
+            "a text file with one entry a line. For a SentencePiece model set "
+            "`data.tokenizer.kind=sentencepiece`."
         ) from None
     # Only these end a line: str.splitlines would also cut at U+2028 and U+0085, which may be entries.
     pieces = text.replace("\r\n", "\n").split("\n")
@@ -206,24 +205,21 @@ def _read_json(path: Path) -> tuple[list[str], dict[str, Any]]:
     tree = _json(path)
     model = tree.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if (
-        not isinstance(model, dict)
-        or not isinstance(vocab, dict)
-        or model.get("type", "WordPiece") != "WordPiece"
-    ):
+    if not isinstance(model, dict) or not isinstance(vocab, dict) or model.get("type", "WordPiece") != "WordPiece":
         kind = model.get("type") if isinstance(model, dict) else None
         raise DataError(
-            f"{path} holds a tokenizer of type {kind}; only BERT's WordPiece can be read from a "
-            "tokenizer.json. Give a vocab.txt, or a spiece.model with `data.tokenizer.kind=sentencepiece`."
+            f"{path} holds a tokenizer of type {kind}; only BERT's WordPiece can be read "
+            "from a tokenizer.json. Give a vocab.txt, or a spiece.model with `data.tokenizer.kind=sentencepiece`."
         )
     if model.get("continuing_subword_prefix", "##") != "##":
-        raise DataError(
-            f"{path}: word pieces are marked with {model['continuing_subword_prefix']!r}, not with `##`."
-        )
+        raise DataError(f"{path}: word pieces are marked with {model['continuing_subword_prefix']!r}, not with `##`.")
     ids = dict(vocab)
-    for added in tree.get("added_tokens") or []:
-        ids.setdefault(added["content"], added["id"])
-    pieces = sorted(ids, key=lambda piece: int(ids[piece]))
+    try:
+        for added in tree.get("added_tokens") or []:
+            ids.setdefault(added["content"], added["id"])
+        pieces = sorted(ids, key=lambda piece: int(ids[piece]))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path} is not a complete tokenizer.json. Fetch or write it again.") from None
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise DataError(f"{path}: the ids of the entries are not 0 to {len(pieces) - 1}, each once.")
     normalizer = tree.get("normalizer")

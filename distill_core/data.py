@@ -49,8 +49,11 @@ class Batch:
         return self.rows.numel()
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (t.to(device, non_blocking=True) for t in (self.ids, self.positions, self.rows, self.labels))
-        return Batch(*tensors, self.layout.to(device))
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
+
+        tokens, places = moved(self.ids), moved(self.positions)
+        return Batch(tokens, places, moved(self.rows), moved(self.labels), self.layout.to(device))
 
 
 # ---------------------------------------------------------------- order
@@ -164,8 +167,9 @@ def make_batch(split: Split, index: Ints, views: Ints, kernel: Kernel) -> Batch:
     labels = ids[rows]
     ids[rows] = masks.ids
     positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
-    arrays = (ids, positions, rows, labels)
-    return Batch(*(torch.from_numpy(a) for a in arrays), layout(lengths.tolist(), kernel))
+    ours = torch.from_numpy
+    where = layout(lengths.tolist(), kernel)
+    return Batch(ours(ids), ours(positions), ours(rows), ours(labels), where)
 
 
 @dataclass

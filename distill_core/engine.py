@@ -132,7 +132,8 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
 
 def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
     """Weight decay on matrices only; none on biases and LayerNorms."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         undecayed = name.endswith("bias") or "LayerNorm" in name
         (plain if undecayed else decayed).append(parameter)
@@ -277,7 +278,7 @@ class Engine:
         if self._zero_stage == 0:
             (parameter.data if key is None else self._adam.state[parameter][key]).copy_(value)
         elif self._zero_stage == 3:  # its setter of full values fails where the ranks do not divide the size
-            size = parameter.ds_tensor.numel()
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
             padded = torch.zeros(size * self.rank.world_size, dtype=value.dtype, device=value.device)
             padded[: value.numel()] = value.flatten()
             local = padded[self.rank.rank * size : (self.rank.rank + 1) * size]

@@ -55,15 +55,15 @@ class Monitor:
                 "step and data wait": ["Multiline", ["speed/step_seconds", "data/wait_seconds"]],
             },
         }
-        self._writer.add_custom_scalars(pages)  # type: ignore[no-untyped-call]
+        self._writer.add_custom_scalars(pages)
 
     def text(self, tag: str, markdown: str) -> None:
-        self._writer.add_text(tag, markdown, self._first_step)  # type: ignore[no-untyped-call]
+        self._writer.add_text(tag, markdown, self._first_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One row: to TensorBoard and to metrics.jsonl. ``step`` counts finished optimiser steps."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
         row = {"step": step, "time": round(time.time(), 3), **values}
         try:
             with self._metrics.open("a", encoding="utf-8") as file:
@@ -98,7 +98,7 @@ class Monitor:
         )
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def _clock(seconds: float) -> str:

@@ -20,7 +20,8 @@ from data_prep.corpus import Corpus
 from distill_core.config import DistillStage, RunConfig
 from distill_core.engine import Rank, rank_number, start_ranks, stop_ranks
 from distill_core.finish import finish_run
-from distill_core.stage import read_done, run_stage
+from distill_core.record import read_done
+from distill_core.stage import run_stage
 
 
 def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
@@ -46,7 +47,7 @@ def check_teacher_is_ready(config: RunConfig, index: int) -> None:
         )
 
 
-class current_stage:  # noqa: N801 - a place to look, not a type
+class current_stage:
     """Where this rank is, for its error file."""
 
     name: str | None = None

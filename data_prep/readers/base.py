@@ -90,8 +90,7 @@ def file_size(path: str) -> int:
         ) from None
     except OSError as error:
         raise DataError(
-            f"Cannot read {path}: {error.strerror or error}. "
-            "Check that it is a file and that this user may read it."
+            f"Cannot read {path}: {error.strerror or error}. Check that it is a file and that this user may read it."
         ) from None
 
 

@@ -39,6 +39,7 @@ class HubReader(Reader):
         except DataError:
             raise
         except Exception as error:
+            # Of many kinds: the library's own and those of its storage layers.
             where = "the Hugging Face hub" if self._streamed else "the local folder"
             raise DataError(
                 f"`datasets` cannot open {source.path} from {where} (name {source.name}, split "

@@ -108,8 +108,7 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     except UnicodeDecodeError:  # Parquet does not promise that its strings are UTF-8
         pass
     columns = {
-        name: [_value(item) for item in batch.column(position)]
-        for position, name in enumerate(batch.schema.names)
+        name: [_value(item) for item in batch.column(position)] for position, name in enumerate(batch.schema.names)
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 from configs.errors import DataError
@@ -36,6 +37,8 @@ def check_file(path: str) -> int:
     """
     size = file_size(path)
     ending = compression(path)
+    if ending == ".zst" and find_spec("zstandard") is None:
+        raise DataError(f"Reading {path} needs the package `zstandard`: `pip install zstandard`.")
     if ending and size:
         with open(path, "rb") as file:
             head = file.read(6)
@@ -74,12 +77,8 @@ class _ZstdFrame:
     """One zstandard frame, with the same interface."""
 
     def __init__(self) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(
-                "Reading .zst files needs the package `zstandard`: `pip install zstandard`."
-            ) from None
+        import zstandard
+
         self._inner = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
         self.needs_input = True
 
@@ -224,9 +223,7 @@ class Lines:
             offset += length
 
 
-def cut_at_lines(
-    path: str, size: int, block_bytes: int, after: Callable[[BinaryIO], int]
-) -> list[tuple[int, int]]:
+def cut_at_lines(path: str, size: int, block_bytes: int, after: Callable[[BinaryIO], int]) -> list[tuple[int, int]]:
     """Byte ranges of about ``block_bytes`` that cover a plain file and start at a record.
 
     Args:

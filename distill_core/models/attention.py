@@ -92,7 +92,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: flo
 
     assert where.bounds is not None
     longest = max(where.lengths)
-    out: Tensor = varlen_attn(q, k, v, where.bounds, where.bounds, longest, longest)
+    out = varlen_attn(q, k, v, where.bounds, where.bounds, longest, longest)
+    assert isinstance(out, Tensor)
     return out
 
 
@@ -100,8 +101,8 @@ def _attend_runs(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropou
     out = []
     for start, count, length in where.runs:
         stop = start + count * length
-        qkv = [t[start:stop].unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v)]
-        run = F.scaled_dot_product_attention(*qkv, dropout_p=dropout)
+        rq, rk, rv = (t[start:stop].reshape(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
+        run = F.scaled_dot_product_attention(rq, rk, rv, dropout_p=dropout)
         out.append(run.transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -109,9 +110,11 @@ def _attend_runs(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropou
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:
     assert where.slots is not None and where.key_mask is not None
     batch, longest = where.key_mask.shape[0], where.key_mask.shape[-1]
-    padded = []
-    for t in (q, k, v):
-        full = t.new_zeros(batch * longest, *t.shape[1:]).index_copy(0, where.slots, t)
-        padded.append(full.unflatten(0, (batch, longest)).transpose(1, 2))
-    out = F.scaled_dot_product_attention(*padded, attn_mask=where.key_mask, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(0, 1)[where.slots]
+    slots = where.slots
+
+    def spread(t: Tensor) -> Tensor:
+        full = t.new_zeros(batch * longest, *t.shape[1:]).index_copy(0, slots, t)
+        return full.reshape(batch, longest, *t.shape[1:]).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(spread(q), spread(k), spread(v), attn_mask=where.key_mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(0, 1)[slots]

@@ -6,6 +6,8 @@ dict. Post-LayerNorm as in Devlin et al. 2019 (arXiv 1810.04805); the decoder is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from distill_core.features import FeatureRequest, Features
 from distill_core.models.attention import AttentionLayout, attend
 from distill_core.models.config import EncoderConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
@@ -48,7 +50,7 @@ class SelfAttention(nn.Module):
         self.dropout_p = config.attention_probs_dropout_prob
 
     def forward(self, x: Tensor, where: AttentionLayout) -> Tensor:
-        q, k, v = (w(x).unflatten(-1, (self.heads, -1)) for w in (self.query, self.key, self.value))
+        q, k, v = (w(x).view(len(x), self.heads, -1) for w in (self.query, self.key, self.value))
         return attend(q, k, v, where, self.dropout_p if self.training else 0.0).flatten(1)
 
 
@@ -82,7 +84,7 @@ class Intermediate(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.dense(x))  # type: ignore[no-any-return]
+        return self.activation(self.dense(x))
 
 
 class Layer(nn.Module):

@@ -77,8 +77,12 @@ def load(source: str, who: str) -> Pretrained:
     from transformers import BertForMaskedLM
 
     config = read_config(source, who)
+    model: Any
+    info: dict[str, Any]
     try:
-        model, info = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, info = BertForMaskedLM.from_pretrained(  # type: ignore[misc]
+            source, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{who}: the weights of {source} cannot be loaded: {_first_line(error)}") from None
     missing = [str(key) for key in info["missing_keys"]]

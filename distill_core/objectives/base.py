@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distill_core.data import Batch
 
 Count = Literal["tokens", "masked"]
-OBJECTIVES: "Registry[type[Term]]" = Registry("loss")
+OBJECTIVES: Registry[type[Term]] = Registry("loss")
 
 
 class TermConfig(Config):

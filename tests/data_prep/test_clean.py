@@ -1,0 +1,103 @@
+"""Cleaning is idempotent and leaves nothing invisible; sentences lose nothing but newlines."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.clean import clean, sentences
+from data_prep.config import CleanConfig
+
+ANY = CleanConfig(min_characters=0)
+Form = Literal["none", "NFC", "NFKC"]
+FORMS: list[Form] = ["none", "NFC", "NFKC"]
+
+
+def cleaned(text: str, form: Form = "NFC") -> str | None:
+    return clean(text, CleanConfig(unicode=form, min_characters=0))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeff你好\r\n\r\n 世\u3000\u00a0\t界 \r x", "你好\n世 界\nx"),
+        ("零\u200b宽\u200d空\u2060格\u00ad", "零宽空格"),
+        ("a\0b\x07c\ue000d\U000f0000e\ud800f", "abcdef"),
+        ("右\u202e左\u2066向", "右左向"),
+        ("第一行\u2028第二行\u2029第三行\x85第四行\v\f第五行", "第一行\n第二行\n第三行\n第四行\n第五行"),
+        ("e\u0301te\u0301", "été"),
+        ("ｆｕｌｌ，宽！", "ｆｕｌｌ，宽！"),
+        ("❤\ufe0f", "❤"),
+        ("𠀀𪜀𰀀", "𠀀𪜀𰀀"),
+    ],
+)
+def test_clean(text: str, expected: str) -> None:
+    assert clean(text, ANY) == (expected, "")
+
+
+def test_forms() -> None:
+    assert cleaned("ｆｕｌｌ，", "NFKC") == "full,"
+    assert cleaned("e\u0301", "none") == "e\u0301"
+
+
+def test_dropped_with_a_reason() -> None:
+    assert clean(" \n\u200b\u3000", ANY) == (None, "empty")
+    assert clean("你好吗", CleanConfig(min_characters=4)) == (None, "too_short")
+    assert clean("你好吗？", CleanConfig(min_characters=4)) == ("你好吗？", "")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_character(form: Form) -> None:
+    everything = [chr(c) for c in range(0x110000)]
+    text = cleaned("x".join(everything), form)
+    assert text is not None
+    assert cleaned(text, form) == text
+    assert {unicodedata.category(c) for c in set(text) - {"\n"}}.isdisjoint({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+    assert {c for c in text if c.isspace()} == {" ", "\n"}
+
+
+AWKWARD = st.text(
+    st.sampled_from("a é\u0301\u0308你。 \n\r\t\u3000\u200d\ufeff\u1100\u1161\u11a8한\u00a8"), max_size=30
+)
+
+
+@settings(deadline=None)
+@given(AWKWARD | st.text(max_size=30), st.sampled_from(FORMS))
+def test_clean_twice_is_clean_once(text: str, form: Form) -> None:
+    once = cleaned(text, form)
+    if once is None:
+        return
+    assert cleaned(once, form) == once
+    assert "  " not in once
+    assert all(line and line == line.strip() for line in once.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("他说：“你好。”然后走了。没有回头", ["他说：“你好。”", "然后走了。", "没有回头"]),
+        ("真的吗？！（是的。）嗯……好\n第二行", ["真的吗？！", "（是的。）", "嗯……", "好", "第二行"]),
+        ("Yes! No? 好!又来", ["Yes!", " No?", " 好!", "又来"]),
+        ("http://a.b/?c=1&d!e 完。", ["http://a.b/?c=1&d!e 完。"]),
+        ("。", ["。"]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+def test_long_line_without_a_stop_stays_whole() -> None:
+    assert sentences("字" * 100_000) == ["字" * 100_000]
+
+
+@given(st.text(st.sampled_from('字a!?。！？…”’)"」 \n'), max_size=40) | st.text(max_size=30))
+def test_sentences_lose_nothing(text: str) -> None:
+    cut = sentences(text)
+    assert "".join(cut) == text.replace("\n", "")
+    assert all(cut)
+    assert not any("\n" in sentence for sentence in cut)

@@ -61,7 +61,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str
     """The merged, not yet validated tree of a run file, and the file:line that each key came from."""
     tree, origins = _read_file(_find(path), ())
     for word in overrides:
-        _override(tree, origins, word)
+        apply_override(tree, origins, word)
     return tree, origins
 
 
@@ -150,7 +150,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _override(tree: dict[str, Any], origins: Origins, word: str) -> None:
+def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
+    """Write ``a.b=c`` into ``tree``; a list item is addressed by its index or its ``name``."""
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise ConfigError(f"The override {word!r} is not of the form a.b=value.")

@@ -59,7 +59,12 @@ def library_sentencepiece() -> Any:
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A unigram model; its ids equal those of `sentencepiece`."""
+    """A unigram model; its ids equal those of `sentencepiece`.
+
+    One exception is known, and `transformers` shares it: in models with a character map (``nmt_nfkc``),
+    `tokenizers` loses a combining mark that stands right after a character which the map changes
+    (U+FF0C U+034C gives ``,``), where `sentencepiece` keeps it.
+    """
 
     kind = "sentencepiece"
 
@@ -85,6 +90,11 @@ class SentencePieceTokenizer(Tokenizer):
         }
         super().__init__(self._model.pieces, specials, settings, where)
         self._encoder = self._hugging_face(hide_specials=True)
+        model = self._model
+        # Where the text is taken as it is, offsets are sums of the lengths of pieces, and `sentencepiece`
+        # itself is the faster way to them. (It would find user defined specials in the text.)
+        as_it_is = not (model.character_map or model.dummy_prefix or model.trim or _USER_DEFINED in model.kinds)
+        self._processor = _processor(content) if as_it_is else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self._content, "the model"))
@@ -124,14 +134,28 @@ class SentencePieceTokenizer(Tokenizer):
         return encoder
 
     def encode(self, sentences: Sequence[str]) -> list[Encoded]:
+        if self._processor is not None:
+            return self._encode_as_it_is(self._processor, list(sentences))
         try:
             encodings = self._encoder.encode_batch(list(sentences), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
-            raise DataError(f"A text to be tokenized is not valid Unicode: {error}.") from None
+            raise _not_unicode(error) from None
         out: list[Encoded] = []
         for encoding in encodings:
             starts = [start for start, _ in encoding.offsets]
             out.append((np.array(encoding.ids, dtype=self.dtype), np.array(starts, dtype=np.int64)))
+        return out
+
+    def _encode_as_it_is(self, processor: Any, sentences: list[str]) -> list[Encoded]:
+        try:
+            ids = processor.encode(sentences, out_type=int, num_threads=1)
+            pieces = processor.encode(sentences, out_type=str, num_threads=1)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise _not_unicode(error) from None
+        out: list[Encoded] = []
+        for found, surfaces in zip(ids, pieces, strict=True):
+            lengths = np.fromiter(map(len, surfaces), dtype=np.int64, count=len(surfaces))
+            out.append((np.array(found, dtype=self.dtype), np.cumsum(lengths) - lengths))
         return out
 
     def save(self, folder: Path) -> None:
@@ -155,10 +179,19 @@ def open_sentencepiece(path: Path) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(read_bytes(path), str(path))
 
 
-def _read_model(content: bytes, where: str) -> _Model:
+def _not_unicode(error: Exception) -> DataError:
+    return DataError(f"A text to be tokenized is not valid Unicode: {error}.")
+
+
+def _processor(content: bytes) -> Any:
     processor = library_sentencepiece().SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    return processor
+
+
+def _read_model(content: bytes, where: str) -> _Model:
     try:
-        processor.LoadFromSerializedProto(content)
+        processor = _processor(content)
         # The Python interface tells pieces and scores, but not how text is normalised: that is read here.
         model = list(_fields(content))
         trainer = dict(_fields(next((value for key, value in model if key == 2), b"")))

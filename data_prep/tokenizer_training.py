@@ -143,6 +143,7 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Senten
     for line in lines:
         counts.update(line)
     _refuse_tiny(len(SPECIALS) + len(counts))
+    lines = _without_rare(lines, counts, config.vocab_size)
     content = io.BytesIO()
     try:
         package.SentencePieceTrainer.train(
@@ -151,7 +152,7 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Senten
             model_type="unigram",
             vocab_size=config.vocab_size,
             hard_vocab_limit=False,
-            character_coverage=_coverage(counts, config.vocab_size),
+            character_coverage=1.0,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -176,15 +177,25 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Senten
     return SentencePieceTokenizer(content.getvalue(), "the trained model")
 
 
-def _coverage(counts: Counter[str], vocab_size: int) -> float:
-    """Share of all characters whose kinds become pieces, so that they fill at most 3/4 of the vocabulary."""
+def _without_rare(lines: list[str], counts: Counter[str], vocab_size: int) -> list[str]:
+    """``lines`` cut at the characters that are too rare to become a piece by themselves.
+
+    Those are the last 0.05 % of the text, and what would fill more than 3/4 of the vocabulary.
+    `sentencepiece` has a setting for the former, but refuses to leave out more than 2 % of the text.
+    """
     most = (vocab_size - len(SPECIALS)) * 3 // 4
-    ordered = sorted(counts.values(), reverse=True)
-    total = sum(ordered)
-    if len(ordered) <= most:
-        return _COVERAGE
-    # Half a character below the sum: `sentencepiece` stops at the first sum that reaches the share.
-    return min(_COVERAGE, (sum(ordered[:most]) - 0.5) / total)
+    left = (1 - _COVERAGE) * counts.total()
+    ordered = sorted(counts, key=lambda c: (counts[c], c))
+    rare = set(ordered[: max(0, len(ordered) - most)])
+    for character in ordered:
+        left -= counts[character]
+        if left < 0:
+            break
+        rare.add(character)
+    if not rare:
+        return lines
+    cut = re.compile(f"[{re.escape(''.join(sorted(rare)))}]+")
+    return [part for line in lines for part in cut.split(line) if part]
 
 
 def _refuse_tiny(entries: int) -> None:

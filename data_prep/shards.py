@@ -1,0 +1,242 @@
+"""The on-disk format of a shard: write, verify, map. The layout stands in docs/architecture.md.
+
+A shard folder is built aside, each file is synced, its manifest is written last, and the folder is renamed into
+place: under its final name a shard is whole, or its sizes and hashes tell that it is not. All numbers are
+little-endian. ``tokens.bin`` and ``tokens.idx`` are a Megatron indexed data set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from configs.errors import DataError, output_error
+
+MAGIC = b"MMIDIDX\x00\x00"
+# Megatron has no uint32; ids stay below 2**31, so its int32 is the same bytes.
+MEGATRON_CODES = {"uint16": 8, "uint32": 4}
+FORMAT = 1
+SPLITS = ("train", "held_out")
+
+
+# ---------------------------------------------------------------- writing
+
+
+class ShardWriter:
+    """Writes one shard folder; use as a context manager, :meth:`finish` puts it into place.
+
+    Raises:
+        OutputError: when the disk is full or the folder cannot be written; nothing stays behind.
+    """
+
+    def __init__(self, final: Path, dtype: np.dtype[Any]) -> None:
+        self.final = final
+        self.dtype = dtype
+        self.aside = final.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            self.splits = {name: SplitWriter(self.aside / name, dtype) for name in SPLITS}
+        except OSError as error:
+            raise output_error(final, error) from error
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for split in self.splits.values():
+            split.close()
+        shutil.rmtree(self.aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise output_error(self.final, error) from error
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the manifest (``facts``, and size and hash of each file) and rename the folder into place."""
+        files = {}
+        for path in sorted(p for p in self.aside.rglob("*") if p.is_file()):
+            sync(path)
+            files[str(path.relative_to(self.aside))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
+        write_json(self.aside / "manifest.json", {"format": FORMAT, **facts, "files": files})
+        for folder in sorted({p.parent for p in self.aside.rglob("*")}):
+            sync(folder)
+        if self.final.exists():
+            shutil.rmtree(self.final)
+        os.replace(self.aside, self.final)
+        sync(self.final.parent)
+
+
+@dataclass
+class SplitWriter:
+    """Tokens of one split, appended sentence by sentence; memory is bounded by the sentence index."""
+
+    folder: Path
+    dtype: np.dtype[Any]
+    lengths: list[int] = field(default_factory=list)
+    documents: list[int] = field(default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self._tokens: BinaryIO = (self.folder / "tokens.bin").open("wb")
+        self._words: BinaryIO = (self.folder / "words.bits").open("wb")
+        self._bits = np.zeros(0, np.bool_)
+
+    def add_document(self, sentences: list[tuple[NDArray[np.integer], NDArray[np.bool_]]]) -> None:
+        """Append the (ids, continuation bits) of a document's sentences; empty sentences are left out."""
+        kept = [(ids, bits) for ids, bits in sentences if len(ids)]
+        if not kept:
+            return
+        ids = np.concatenate([ids for ids, _ in kept])
+        bits = np.concatenate([self._bits, *(bits for _, bits in kept)])
+        self._tokens.write(ids.astype(self.dtype.newbyteorder("<")).tobytes())
+        whole = len(bits) // 8 * 8  # bits are packed by eights; the rest waits for the next document
+        self._words.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._bits = bits[whole:]
+        self.lengths += [len(ids) for ids, _ in kept]
+        self.documents.append(len(self.lengths))
+
+    def close(self) -> None:
+        """Flush the tokens and write the index; harmless when called again."""
+        if self._tokens.closed:
+            return
+        self._words.write(np.packbits(self._bits, bitorder="little").tobytes())
+        self._tokens.close()
+        self._words.close()
+        if self.folder.exists():
+            write_index(self.folder / "tokens.idx", self.dtype, self.lengths, self.documents)
+
+
+def write_index(path: Path, dtype: np.dtype[Any], lengths: list[int], documents: list[int]) -> None:
+    """A Megatron ``.idx``: sentence lengths, their byte positions, and where documents begin."""
+    sizes = np.asarray(lengths, "<i4")
+    pointers = np.zeros(len(sizes), "<i8")
+    if len(sizes):
+        pointers[1:] = np.cumsum(sizes[:-1], dtype=np.int64) * dtype.itemsize
+    with path.open("wb") as file:
+        file.write(MAGIC)
+        file.write(struct.pack("<QBQQ", 1, MEGATRON_CODES[dtype.name], len(sizes), len(documents)))
+        file.write(sizes.tobytes() + pointers.tobytes() + np.asarray(documents, "<i8").tobytes())
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write, sync and rename a small JSON file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """xxh3-128 of a file, hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a shard or corpus.
+
+    Raises:
+        DataError: when it is missing, damaged, or of another format version.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} holds no prepared data (there is no {path.name}). Run `distill prep` first, or name the right "
+            "folder in data.folder."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Delete {folder} and run `distill prep` again.") from None
+    if version != FORMAT:
+        raise DataError(f"{path} has format {version}, this version reads {FORMAT}. Run `distill prep` again.")
+    return manifest
+
+
+def shard_trouble(folder: Path, thorough: bool) -> list[str]:
+    """Sentences on missing, short or (``thorough``: re-hashed) changed files of a shard; [] when it is sound."""
+    try:
+        files = read_manifest(folder)["files"]
+    except DataError as error:
+        return [str(error)]
+    troubles = []
+    for name, facts in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            troubles.append(f"{path} is missing.")
+        elif size != facts["bytes"]:
+            troubles.append(f"{path} has {size} bytes instead of {facts['bytes']}.")
+        elif thorough and file_hash(path) != facts["xxh3"]:
+            troubles.append(f"{path} does not have the content it was written with (its hash differs).")
+    return troubles
+
+
+def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A read-only map of a whole file.
+
+    Raises:
+        DataError: unless the file holds exactly ``shape`` items (a shorter file would end the process by SIGBUS).
+    """
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        actual = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Run `distill prep` again.") from None
+    if actual != expected:
+        raise DataError(f"{path} has {actual} bytes instead of {expected}. Run `distill data verify`.")
+    if expected == 0:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+
+@dataclass(frozen=True)
+class Index:
+    """``lengths``: int32 [sentences]; ``documents``: int64 [documents + 1], in sentences."""
+
+    lengths: NDArray[np.int32]
+    documents: NDArray[np.int64]
+
+
+def read_index(path: Path) -> Index:
+    """A Megatron ``.idx``."""
+    head = struct.calcsize("<QBQQ")
+    data = path.read_bytes()
+    if data[: len(MAGIC)] != MAGIC:
+        raise DataError(f"{path} is not a token index. Run `distill data verify`.")
+    _, _, n, d = struct.unpack("<QBQQ", data[len(MAGIC) : len(MAGIC) + head])
+    at = len(MAGIC) + head
+    if len(data) != at + 12 * n + 8 * d:
+        raise DataError(f"{path} is cut short. Run `distill data verify`.")
+    lengths = np.frombuffer(data, "<i4", n, at)
+    documents = np.frombuffer(data, "<i8", d, at + 12 * n)
+    return Index(lengths, documents)

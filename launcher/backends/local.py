@@ -1,0 +1,27 @@
+"""All ranks on this machine."""
+
+from __future__ import annotations
+
+import shlex
+
+from launcher import agent
+from launcher.agent import Job
+from launcher.backends.base import BACKENDS, Backend
+
+
+@BACKENDS.add("local")
+class Local(Backend):
+    """The agent in this very process."""
+
+    def describe(self, job: Job) -> str:
+        rendezvous = f"file://{job.folder.resolve()}/logs/.rendezvous-ID"
+        lines = []
+        for rank in range(job.ranks):
+            environment = agent.rank_environment(job, rank, rendezvous, {})
+            words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
+            log = shlex.quote(str(job.folder / "logs" / f"rank-{rank}.log"))
+            lines.append(" \\\n    ".join([*words, f"{shlex.join(job.argv())} >> {log} 2>&1"]))
+        return "\n".join(lines)
+
+    def run(self, job: Job) -> None:
+        agent.run(job)

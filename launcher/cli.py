@@ -1,0 +1,252 @@
+"""The ``distill`` command: one function per verb. Heavy imports happen inside the verbs, for a quick ``--help``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from configs.errors import ZhengliuError
+from launcher.signals import Stopped, stop_signals
+
+USAGE, BUG = 64, 70
+
+app = typer.Typer(
+    name="distill",
+    help="From raw text to a small encoder, in one command. Each verb takes a run file (or the name of a packaged "
+    "one, or a run folder) and a.b=c overrides.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at prepared data, check it, write it out.")
+app.add_typer(data_app, name="data")
+
+Run = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file, packaged name, or run folder.")]
+OptionalRun = Annotated[str | None, typer.Argument(metavar="[RUN.yaml]", help="Also look at its output folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Single settings, over the run file.")
+]
+StageOption = Annotated[str | None, typer.Option(metavar="STAGE", help="Default: the last stage.")]
+Split = Annotated[str, typer.Option(help="train or held_out")]
+
+
+class Current:
+    """The run folder at work, for a crash log."""
+
+    folder: Path | None = None
+
+
+@app.command()
+def run(
+    run_file: Run,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Only this stage.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check everything, print what would be started, stop.")] = False,
+) -> None:
+    """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
+    from launcher import launch
+    from launcher.runfile import open_run
+
+    config = open_run(run_file, overrides or [])
+    Current.folder = config.folder
+    if dry_run:
+        typer.echo(launch.dry_run(config, only))
+    else:
+        launch.launch(config, only)
+
+
+@app.command()
+def prep(run_file: Run, overrides: Overrides = None) -> None:
+    """Only the data: raw files to shards. Looks at `data:` alone and needs no PyTorch."""
+    from launcher import launch
+    from launcher.lock import folder_lock
+    from launcher.runfile import open_prep
+
+    config = open_prep(run_file, overrides or [])
+    Current.folder = config.folder
+    launch.check_sources(config.data)
+    with folder_lock(config.folder):
+        launch.prepare_data(config.data, config.data_folder)
+
+
+@data_app.command()
+def inspect(
+    run_file: Run,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, help="Sequences to show.")] = 5,
+    split: Split = "train",
+    view: Annotated[int, typer.Option(min=0, help="Mask view (an epoch's masks).")] = 0,
+) -> None:
+    """Print samples with their words and whole-word masks drawn, and what preparation counted."""
+    from launcher import data
+    from launcher.runfile import open_prep
+
+    data.inspect(open_prep(run_file, overrides or []).data_folder, split, count, view)
+
+
+@data_app.command()
+def verify(run_file: Run, overrides: Overrides = None) -> None:
+    """Hash every file again and compare with the manifests."""
+    from launcher import data
+    from launcher.runfile import open_prep
+
+    data.verify(open_prep(run_file, overrides or []).data_folder)
+
+
+@data_app.command()
+def convert(
+    run_file: Run,
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="To write, e.g. corpus.jsonl.gz; must not exist.")],
+    overrides: Overrides = None,
+    split: Split = "train",
+) -> None:
+    """Write the prepared sequences out as JSON lines: ids, tokens, word starts."""
+    from launcher import data
+    from launcher.runfile import open_prep
+
+    data.convert(open_prep(run_file, overrides or []).data_folder, split, target)
+
+
+@app.command()
+def plan(
+    run_file: Run,
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option(help="Measure this machine for the estimate of time.")] = True,
+) -> None:
+    """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, time. No network."""
+    from launcher import plan as planning
+    from launcher.runfile import open_run
+
+    planning.show(open_run(run_file, overrides or []), probe)
+
+
+@app.command()
+def doctor(run_file: OptionalRun = None, overrides: Overrides = None) -> None:
+    """Is this machine fit for a run? Exit status 0 if it is, 1 if not."""
+    from launcher import doctor as examination
+    from launcher.runfile import open_prep
+
+    folder = open_prep(run_file, overrides or []).folder if run_file else Path("runs")
+    raise typer.Exit(examination.show(examination.examine(folder)))
+
+
+@app.command()
+def export(run_file: Run, overrides: Overrides = None, stage: StageOption = None) -> None:
+    """Write a stage's student as a Hugging Face folder with its model card."""
+    from distill_core.export import export_run
+    from launcher.runfile import check_stage, open_run
+
+    config = open_run(run_file, overrides or [])
+    Current.folder = config.folder
+    check_stage([s.name for s in config.stages], stage)
+    typer.echo(f"Exported to {export_run(config, config.folder, stage)}")
+
+
+@app.command()
+def report(run_file: Run, overrides: Overrides = None) -> None:
+    """Write report.html and report.md from what the run has measured."""
+    from distill_core.report import write_report
+    from launcher.runfile import open_run
+
+    config = open_run(run_file, overrides or [])
+    Current.folder = config.folder
+    typer.echo(f"Wrote {write_report(config, config.folder)}")
+
+
+@app.command()
+def monitor(
+    run_file: Run,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 6006,
+) -> None:
+    """Start TensorBoard on 127.0.0.1, for this machine alone."""
+    from launcher import tensorboard
+    from launcher.runfile import open_prep
+
+    raise typer.Exit(tensorboard.serve(open_prep(run_file, overrides or []).folder, port))
+
+
+@app.command(name="try")
+def try_models(
+    run_file: Run,
+    overrides: Overrides = None,
+    sentence: Annotated[list[str] | None, typer.Option("--sentence", "-s", help="With one [MASK]; repeatable.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Guesses per model.")] = 5,
+) -> None:
+    """Fill-mask guesses of the run's models side by side."""
+    from distill_core.evaluate.fill_mask import compare
+    from launcher import models
+    from launcher.runfile import open_run
+
+    config = open_run(run_file, overrides or [])
+    sentences = models.sentences(config, sentence or [])
+    _show(compare(models.finished(config), sentences, top_k))
+
+
+def _show(what: object) -> None:
+    from rich.console import Console
+
+    Console().print(what)
+
+
+# ---------------------------------------------------------------- exit status
+
+
+def main() -> NoReturn:
+    """The console script: 0 done, 64 usage, an error's own status, 128 + signal, 70 a defect of ours."""
+    sys.exit(status_of(lambda: app(prog_name="distill")))
+
+
+def status_of(command: Callable[[], object]) -> int:
+    """Run ``command`` and turn however it ends into an exit status, with a message for the user."""
+    try:
+        with stop_signals():
+            command()
+        return 0
+    except SystemExit as end:  # typer has printed its usage message already; its number for that is 2
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return USAGE if code == 2 else code
+    except ZhengliuError as error:
+        _complain(str(error))
+        return error.exit_code
+    except Stopped as stopped:
+        _complain(f"Stopped by {stopped}. The same command continues where it stopped.")
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        return 130
+    except Exception as error:
+        _complain(_crash(error))
+        return BUG
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+    console.print(Text("distill: ", style="bold red").append(message, style="not bold default"))
+
+
+def _crash(error: Exception) -> str:
+    """Keep the traceback in the run folder, or print it when there is none."""
+    text = "".join(traceback.format_exception(error))
+    what = f"This is a defect of distill: {type(error).__name__}: {error}."
+    try:
+        if Current.folder is None:
+            raise FileNotFoundError
+        log = Current.folder / "logs" / "crash.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+    except OSError:
+        return f"{text}{what} Please report it with the traceback above."
+    return f"{what} Please report it with the traceback in {log}."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The launcher script: a run file -> prepared data -> ranks. ``distill run`` is the same code.
+
+From a checkout without installation: ``python launcher/launch.py RUN.yaml [a.b=c ...] [--only STAGE]``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # as a script, the folder of this file is on the path instead of the project
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from configs import loader
+from configs.errors import output_error
+from launcher import devices, environment
+from launcher.agent import Job
+from launcher.lock import folder_lock
+from launcher.signals import stop_signals
+
+if TYPE_CHECKING:
+    from data_prep.config import DataConfig
+    from distill_core.config import RunConfig
+    from launcher.backends import Backend
+
+
+def launch(config: RunConfig, only: str | None = None) -> int:
+    """Carry out ``config``: check it, prepare its data, run its stages; 0 when everything ended well.
+
+    Raises:
+        ZhengliuError: what went wrong, with its exit status. Whatever can be known beforehand comes before the
+            preparation starts.
+    """
+    backend, job = plan_job(config, only)
+    with stop_signals(), folder_lock(config.folder):
+        write(config.folder / "config.yaml", loader.to_yaml(config))
+        write(config.folder / "environment.json", environment.to_json())
+        prepare_data(config.data, config.data_folder)
+        backend.run(job)
+    return 0
+
+
+def dry_run(config: RunConfig, only: str | None = None) -> str:
+    """What :func:`launch` would start; every check is made, nothing is prepared or started."""
+    backend, job = plan_job(config, only)
+    return backend.describe(job)
+
+
+def plan_job(config: RunConfig, only: str | None) -> tuple[Backend, Job]:
+    """Check everything that can be known now, and say where the ranks will run."""
+    from distill_core import preflight
+    from launcher.backends import BACKENDS
+    from launcher.runfile import check_stage
+
+    check_stage([stage.name for stage in config.stages], only)
+    backend = BACKENDS[config.launch.backend]()
+    job = Job(folder=config.folder, ranks=ranks(config.launch.processes), only=only)
+    check_sources(config.data)
+    preflight.check(config, job.ranks)
+    return backend, job
+
+
+def ranks(wanted: int | None) -> int:
+    """Processes on this machine: as asked for, but never two on one GPU; results do not depend on it."""
+    gpus = devices.gpus()
+    if wanted is None:
+        return gpus or 1
+    if 0 < gpus < wanted:
+        print(f"{wanted} processes were asked for, but there is only one GPU for {gpus} of them: starting {gpus}.")
+        return gpus
+    return wanted
+
+
+def check_sources(data: DataConfig) -> None:
+    """Raise DataError for a source that is missing or cannot be read, before any work is done."""
+    from data_prep.readers import open_sources
+
+    open_sources(data)
+
+
+def prepare_data(data: DataConfig, folder: Path) -> None:
+    """Raw files to shards; at once when they are there already."""
+    from data_prep.pipeline import prepare
+    from launcher.preparing import Preparing
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # preparation has a process per core already
+    with Preparing() as shown:
+        corpus = prepare(data, folder, shown.update)
+        shown.done(corpus)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace ``path`` as a whole, so that a reader never sees half of it."""
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+if __name__ == "__main__":
+    from launcher.cli import main
+
+    sys.argv[1:1] = ["run"]
+    main()

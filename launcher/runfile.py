@@ -1,0 +1,78 @@
+"""A run file, a packaged name or a run folder -> typed config; for ``prep`` and ``data`` without torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from configs import loader
+from configs.errors import ConfigError
+from configs.loader import Config, Origins
+from data_prep.config import DataConfig
+
+if TYPE_CHECKING:
+    from distill_core.config import RunConfig
+
+
+class PrepConfig(Config):
+    """What preparation needs of a run file; must agree with the same fields of ``RunConfig``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str = "runs"
+    data: DataConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.data.folder) if self.data.folder else self.folder / "data"
+
+
+def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The whole run file, typed. Imports torch, because each loss brings its own config."""
+    tree, origins, source = _read(run, overrides)
+    from distill_core.config import RunConfig
+
+    return loader.validate(tree, RunConfig, origins, source)
+
+
+def open_prep(run: str, overrides: Sequence[str] = ()) -> PrepConfig:
+    """Only ``name``, ``output`` and ``data`` of the run file: the other keys are not looked at."""
+    tree, origins, source = _read(run, overrides)
+    part = {key: tree[key] for key in PrepConfig.model_fields if key in tree}
+    return loader.validate(part, PrepConfig, origins, source)
+
+
+def _read(run: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins, str]:
+    """A run folder stands for its own resolved config.yaml, wherever it has been moved to."""
+    folder = Path(run)
+    if not folder.is_dir():
+        return (*loader.read_tree(run, overrides), run)
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml. Name a run file instead.")
+    tree, origins = loader.read_tree(path)
+    if tree.get("name") != folder.resolve().name:
+        raise ConfigError(
+            f"{path} belongs to a run called {tree.get('name')!r}; give the folder that name again, or take the run "
+            "file."
+        )
+    tree["output"] = str(folder.resolve().parent)
+    for word in overrides:
+        loader.apply_override(tree, origins, word)
+    return tree, origins, str(path)
+
+
+def check_stage(names: Sequence[str], wanted: str | None) -> None:
+    """Raise ConfigError unless ``wanted`` is a stage of the run (or None)."""
+    if wanted is None or wanted in names:
+        return
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"The run has no stage {wanted!r}.{hint} It has: {', '.join(names)}.")

@@ -1,0 +1,36 @@
+"""``distill monitor``: the TensorBoard program over a run's curves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from configs.errors import DataError
+
+HOST = "127.0.0.1"
+
+
+def command(folder: Path, port: int) -> list[str]:
+    guard = str(Path(__file__).with_name("guard.py"))
+    words = ["-P", "-m", "tensorboard.main", "--logdir", str(folder / "stages"), "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-I", "-S", guard, str(os.getpid()), sys.executable, *words]
+
+
+def serve(folder: Path, port: int) -> int:
+    """Run TensorBoard until it ends or is stopped; its exit status.
+
+    Raises:
+        DataError: there is no such run.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no run in {folder}; start it first, or check `name` and `output`.")
+    print(f"TensorBoard: http://{HOST}:{port}/   (Ctrl-C ends it)")
+    print(f"From another machine: ssh -L {port}:{HOST}:{port} THIS_HOST, then open the same address there.", flush=True)
+    process = subprocess.Popen(command(folder, port))
+    try:
+        return process.wait()
+    finally:
+        process.terminate()
+        process.wait()

@@ -86,7 +86,7 @@ def inspect(
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.inspect(open_prep(run_file, overrides or []).data_folder, split, count, view)
+    data.inspect(open_prep(run_file, overrides or []), split, count, view)
 
 
 @data_app.command()
@@ -95,7 +95,7 @@ def verify(run_file: Run, overrides: Overrides = None) -> None:
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.verify(open_prep(run_file, overrides or []).data_folder)
+    data.verify(open_prep(run_file, overrides or []))
 
 
 @data_app.command()
@@ -109,7 +109,7 @@ def convert(
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.convert(open_prep(run_file, overrides or []).data_folder, split, target)
+    data.convert(open_prep(run_file, overrides or []), split, target)
 
 
 @app.command()

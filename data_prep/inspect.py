@@ -1,0 +1,81 @@
+"""Prepared samples drawn as text, so that a person sees words and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.config import TokenizerConfig
+from data_prep.corpus import Corpus, SplitName
+from data_prep.tokenizer import open_tokenizer
+
+LEGEND = (
+    "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 selected but "
+    "kept: a word is always selected whole."
+)
+
+
+def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int = 0) -> list[str]:
+    """Up to ``count`` sequences of ``split`` from number ``first`` on under mask view ``view``, one text each."""
+    part = corpus.split(split)
+    index = np.arange(first, min(first + count, len(part)), dtype=np.int64)
+    gathered, masks = part.gather(index), part.masks(index, np.full(len(index), view, np.int64))
+    kind = corpus.manifest["tokenizer"]["kind"]
+    entries = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig(kind=kind)).pieces
+    drawn = []
+    for i in range(len(index)):
+        here = slice(gathered.offsets[i], gathered.offsets[i + 1])
+        selected = slice(masks.offsets[i], masks.offsets[i + 1])
+        replaced = dict(zip(masks.positions[selected].tolist(), masks.ids[selected].tolist(), strict=True))
+        drawn.append(draw_sequence(gathered.ids[here], gathered.continues[here], replaced, entries))
+    return drawn
+
+
+def draw_sequence(
+    ids: NDArray[np.int64], continues: NDArray[np.bool_], replaced: dict[int, int], entries: list[str]
+) -> str:
+    """One sequence: its words, and what masking makes of the selected ones.
+
+    Args:
+        ids, continues: [L], with [CLS] and [SEP].
+        replaced: position -> id that stands there after masking.
+        entries: the vocabulary by id.
+    """
+    starts = [*np.flatnonzero(~continues).tolist(), len(ids)]
+    words = []
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        word = join([entries[i] for i in ids[begin:end]])
+        if any(place in replaced for place in range(begin, end)):
+            after = join([entries[replaced.get(place, int(ids[place]))] for place in range(begin, end)])
+            word = f"【{word}→{after}】"
+        words.append(word)
+    return "│".join(words)
+
+
+def join(pieces: list[str]) -> str:
+    """Vocabulary entries as one readable word (WordPiece's ## and SentencePiece's ▁ are left out)."""
+    return "".join(piece.removeprefix("##").replace("▁", "") or piece for piece in pieces)
+
+
+def totals(corpus: Corpus) -> dict[str, Any]:
+    """What a person wants to know first about prepared data, by name."""
+    manifest = corpus.manifest
+    facts: dict[str, Any] = {"folder": str(corpus.folder), "corpus hash": corpus.hash}
+    for name in ("train", "held_out"):
+        split = manifest["splits"][name]
+        facts[name] = (
+            f"{split['documents']:,} documents, {split['sentences']:,} sentences, {split['sequences']:,} sequences, "
+            f"{split['tokens']:,} tokens, {split['tokens'] / max(split['words'], 1):.2f} tokens a word, "
+            f"{split['unknown'] / max(split['tokens'], 1):.2%} unknown"
+        )
+    drops = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()) or "none"
+    segmenter, tokenizer, masking = manifest["segmenter"], manifest["tokenizer"], manifest["masking"]
+    facts["dropped documents"] = drops
+    facts["segmenter"] = f"{segmenter['name']} {segmenter['version']}"
+    trained = ", trained on this corpus" if tokenizer["trained"] else ""
+    facts["vocabulary"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} entries{trained}"
+    facts["masks"] = f"{masking['mode']}, {masking['views']} views, rate {masking['rate']:.0%}"
+    facts["prepared in"] = f"{manifest['seconds']:.1f} s, {manifest['megabytes_per_second']:.2f} MB/s"
+    return facts

@@ -1,0 +1,232 @@
+"""What a run has left in its folder so far, for the model card, the report and the table at the end.
+
+Reads JSON only: no weights and no corpus. A part that is not there yet is None or empty; a part that is there
+but cannot be read is a :class:`DataError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.errors import DataError, output_error
+from distill_core.config import DistillStage, PretrainStage, RunConfig
+from distill_core.models.pretrained import WEIGHTS
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """One stage: its config, and what it has left."""
+
+    index: int
+    stage: PretrainStage | DistillStage
+    folder: Path
+    done: dict[str, Any] | None
+    """DONE.json of a finished stage."""
+    metrics: Rows
+    """The rows of metrics.jsonl, by step."""
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``step 300 of 400`` or ``not started``."""
+        if self.done is not None:
+            return "finished"
+        if not self.metrics:
+            return "not started"
+        return f"step {self.metrics[-1]['step']} of {self.stage.training.steps}"
+
+
+@dataclass(frozen=True)
+class ModelOutcome:
+    """A model of the chain with its measured quality; ``source``: a folder, or a hub name."""
+
+    name: str
+    source: str
+    parameters: int | None
+    loss: float | None
+    accuracy: float | None
+    agreement: float | None
+    """With its own teacher."""
+    masked_tokens: int | None
+    bytes_on_disk: int | None
+    is_stage: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A whole run."""
+
+    config: RunConfig
+    folder: Path
+    stages: list[StageOutcome]
+    models: list[ModelOutcome]
+    """In the order of the chain: the first teacher first, the final student last."""
+    unigram: dict[str, Any] | None
+    latency: Rows
+    guesses: Rows
+    environment: dict[str, Any]
+    manifest: dict[str, Any]
+    """Of the prepared corpus."""
+
+
+def read_outcome(config: RunConfig, folder: Path) -> Outcome:
+    """Everything that can be known of the run in ``folder`` without touching weights.
+
+    Raises:
+        DataError: when a file of the run is there but damaged.
+    """
+    stages = [read_stage(config, index, folder) for index in range(len(config.stages))]
+    evaluation = folder / "evaluation"
+    return Outcome(
+        config=config,
+        folder=folder,
+        stages=stages,
+        models=[describe_model(name, source, stages) for name, source in chain_models(config, folder).items()],
+        unigram=read_json(evaluation / "unigram.json"),
+        latency=(read_json(evaluation / "latency.json") or {}).get("rows", []),
+        guesses=(read_json(evaluation / "fill_mask.json") or {}).get("rows", []),
+        environment=read_json(folder / "environment.json") or {},
+        manifest=read_json(data_folder(config, folder) / "manifest.json") or {},
+    )
+
+
+def data_folder(config: RunConfig, folder: Path) -> Path:
+    """The prepared corpus of the run in ``folder`` (which may have been moved since it was run)."""
+    return Path(config.data.folder) if config.data.folder else folder / "data"
+
+
+def stage_folder(config: RunConfig, index: int, folder: Path) -> Path:
+    """As ``config.stage_folder``, under ``folder``."""
+    return folder / "stages" / config.stage_folder(index).name
+
+
+def read_stage(config: RunConfig, index: int, folder: Path) -> StageOutcome:
+    here = stage_folder(config, index, folder)
+    return StageOutcome(
+        index=index,
+        stage=config.stages[index],
+        folder=here,
+        done=read_json(here / "DONE.json"),
+        metrics=read_rows(here / "metrics.jsonl"),
+    )
+
+
+def chain_models(config: RunConfig, folder: Path) -> dict[str, str]:
+    """name -> folder or hub name, in the order of the chain: teachers from outside before their first students."""
+    stages = {stage.name for stage in config.stages}
+    models: dict[str, str] = {}
+    for index, stage in enumerate(config.stages):
+        if isinstance(stage, DistillStage) and stage.teacher.source not in stages:
+            models[outside_name(stage.teacher.source, stages)] = stage.teacher.source
+        models[stage.name] = str(stage_folder(config, index, folder) / "model")
+    return models
+
+
+def outside_name(source: str, stages: set[str]) -> str:
+    """A short name for a teacher from outside: its folder's or its hub name."""
+    name = Path(source).name if Path(source).is_dir() else source
+    return f"{name} (given)" if name in stages else name
+
+
+def describe_model(name: str, source: str, stages: list[StageOutcome]) -> ModelOutcome:
+    own = next((s for s in stages if s.name == name), None)
+    if own is not None:
+        done = own.done or {}
+        parameters, who = done.get("parameters"), "student"
+    else:  # a teacher from outside was measured beside its first finished student
+        taught = (s.done for s in stages if isinstance(s.stage, DistillStage) and s.stage.teacher.source == source)
+        done = next((d for d in taught if d is not None), {})
+        parameters, who = done.get("teacher_parameters"), "teacher"
+    evaluation = done.get("evaluation") or {}
+    quality = evaluation.get(who) or {}
+    return ModelOutcome(
+        name=name,
+        source=source,
+        parameters=parameters,
+        loss=quality.get("loss"),
+        accuracy=quality.get("accuracy"),
+        agreement=evaluation.get("agreement") if own is not None else None,
+        masked_tokens=evaluation.get("masked_tokens"),
+        bytes_on_disk=weights_bytes(Path(source)),
+        is_stage=own is not None,
+    )
+
+
+def weights_bytes(folder: Path) -> int | None:
+    """Size of a local model's weights; None when there are none (a hub name, a stage that is not finished)."""
+    single = next((folder / n for n in WEIGHTS if not n.endswith(".json") and (folder / n).is_file()), None)
+    if single is not None:
+        return single.stat().st_size
+    parts = [*folder.glob("model-*.safetensors")] or [*folder.glob("pytorch_model-*.bin")]
+    return sum(part.stat().st_size for part in parts) or None
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None when there is no such file.
+
+    Raises:
+        DataError: when the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Delete it and repeat the run's command.") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} does not hold a JSON object. Delete it and repeat the run's command.")
+    return content
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a metrics.jsonl in the order of their steps.
+
+    A line torn by a crash is left out. Steps that were taken again after a resume stand in the file once more:
+    the later row counts, entry by entry (a step's evaluation is a row of its own).
+    """
+    if not path.is_file():
+        return []
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            by_step.setdefault(int(row["step"]), {}).update(row)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside and rename, so that a reader finds the old file or the new one.
+
+    Raises:
+        OutputError: when that is not possible.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -69,7 +69,7 @@ def prep(run_file: Run, overrides: Overrides = None) -> None:
 
     config = open_prep(run_file, overrides or [])
     Current.folder = config.folder
-    launch.check_sources(config.data)
+    launch.check_sources(config.data, config.data_folder)
     with folder_lock(config.folder):
         launch.prepare_data(config.data, config.data_folder)
 
@@ -78,15 +78,16 @@ def prep(run_file: Run, overrides: Overrides = None) -> None:
 def inspect(
     run_file: Run,
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(min=1, help="Sequences to show.")] = 5,
+    count: Annotated[int, typer.Option(min=1, help="Sequences to show.")] = 3,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first one.")] = 0,
     split: Split = "train",
-    view: Annotated[int, typer.Option(min=0, help="Mask view (an epoch's masks).")] = 0,
+    view: Annotated[int, typer.Option(min=0, help="Mask view: the masks of that epoch.")] = 0,
 ) -> None:
     """Print samples with their words and whole-word masks drawn, and what preparation counted."""
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.inspect(open_prep(run_file, overrides or []), split, count, view)
+    data.inspect(open_prep(run_file, overrides or []).data_folder, split, count, first, view)
 
 
 @data_app.command()
@@ -95,21 +96,22 @@ def verify(run_file: Run, overrides: Overrides = None) -> None:
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.verify(open_prep(run_file, overrides or []))
+    data.verify(open_prep(run_file, overrides or []).data_folder)
 
 
 @data_app.command()
 def convert(
     run_file: Run,
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="To write, e.g. corpus.jsonl.gz; must not exist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, e.g. train.parquet.")],
     overrides: Overrides = None,
+    to: Annotated[str | None, typer.Option(help="parquet or jsonl; default: by the name of OUT.")] = None,
     split: Split = "train",
 ) -> None:
-    """Write the prepared sequences out as JSON lines: ids, tokens, word starts."""
+    """Write the prepared sequences out for other tools: ids and word numbers, one row a sequence."""
     from launcher import data
     from launcher.runfile import open_prep
 
-    data.convert(open_prep(run_file, overrides or []), split, target)
+    data.convert(open_prep(run_file, overrides or []).data_folder, split, to, out)
 
 
 @app.command()
@@ -119,10 +121,10 @@ def plan(
     probe: Annotated[bool, typer.Option(help="Measure this machine for the estimate of time.")] = True,
 ) -> None:
     """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, time. No network."""
-    from launcher import plan as planning
+    from launcher import plan_view
     from launcher.runfile import open_run
 
-    planning.show(open_run(run_file, overrides or []), probe)
+    plan_view.show(open_run(run_file, overrides or []), probe)
 
 
 @app.command()
@@ -139,11 +141,10 @@ def doctor(run_file: OptionalRun = None, overrides: Overrides = None) -> None:
 def export(run_file: Run, overrides: Overrides = None, stage: StageOption = None) -> None:
     """Write a stage's student as a Hugging Face folder with its model card."""
     from distill_core.export import export_run
-    from launcher.runfile import check_stage, open_run
+    from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
     Current.folder = config.folder
-    check_stage([s.name for s in config.stages], stage)
     typer.echo(f"Exported to {export_run(config, config.folder, stage)}")
 
 
@@ -179,13 +180,14 @@ def try_models(
     top_k: Annotated[int, typer.Option(min=1, help="Guesses per model.")] = 5,
 ) -> None:
     """Fill-mask guesses of the run's models side by side."""
-    from distill_core.evaluate.fill_mask import compare
+    from distill_core.evaluate import fill_mask
     from launcher import models
     from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
-    sentences = models.sentences(config, sentence or [])
-    _show(compare(models.finished(config), sentences, top_k))
+    sentences = sentence or config.evaluation.sentences or models.SENTENCES
+    fill_mask.check_sentences(sentences)
+    _show(fill_mask.table(fill_mask.compare(models.finished(config), sentences, top_k)))
 
 
 def _show(what: object) -> None:

@@ -131,7 +131,7 @@ def version(text: str) -> tuple[int, ...]:
 
 def python() -> Finding:
     found = platform.python_version()
-    if sys.version_info >= (3, 11):
+    if version(found) >= (3, 11):
         return Finding("python", "ok", found)
     return Finding("python", "fail", found, "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 install")
 
@@ -249,7 +249,7 @@ def bf16(torch: dict[str, Any]) -> Finding:
 
 def gloo() -> Finding:
     """Can two processes meet on the loopback interface?"""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"), "OMP_NUM_THREADS": "1"}
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/store"
         started = [

@@ -65,5 +65,3 @@ def processor() -> str:
 
 def to_json() -> str:
     return json.dumps(describe(), indent=2, ensure_ascii=False) + "\n"
-
-

@@ -58,7 +58,7 @@ def plan_job(config: RunConfig, only: str | None) -> tuple[Backend, Job]:
     check_stage([stage.name for stage in config.stages], only)
     backend = BACKENDS[config.launch.backend]()
     job = Job(folder=config.folder, ranks=ranks(config.launch.processes), only=only)
-    check_sources(config.data)
+    check_sources(config.data, config.data_folder)
     preflight.check(config, job.ranks)
     return backend, job
 
@@ -74,11 +74,15 @@ def ranks(wanted: int | None) -> int:
     return wanted
 
 
-def check_sources(data: DataConfig) -> None:
-    """Raise DataError for a source that is missing or cannot be read, before any work is done."""
+def check_sources(data: DataConfig, folder: Path) -> None:
+    """Raise DataError for a source that is missing or cannot be read, before any work is done.
+
+    Not when the data is ready in ``folder``: it can be trained on without its sources.
+    """
     from data_prep.readers import open_sources
 
-    open_sources(data)
+    if not (folder / "manifest.json").is_file():
+        open_sources(data)
 
 
 def prepare_data(data: DataConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         LaunchError: when another process holds it.
     """
-    path = folder / ".lock"
+    path = folder / ".run.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import types
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ def stop_signals() -> Iterator[None]:
     """
 
     def stop(signum: int, frame: types.FrameType | None) -> None:
+        # Workers of the preparation: its pool would wait until each has finished its block.
+        for child in multiprocessing.active_children():
+            child.terminate()
         raise Stopped(signum)
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

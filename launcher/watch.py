@@ -94,11 +94,10 @@ class Watch:
             return
         self._stamp = stamp
         stage, shown = describe(facts)
-        values = {"total": facts.get("steps") or 1, "completed": facts.get("step") or 0}
         if self._task is None:
-            self._task = live.add_task("", **values, stage=stage, facts=shown)
-        else:
-            live.update(self._task, **values, stage=stage, facts=shown)
+            self._task = live.add_task("", stage="", facts="")
+        total, done = facts.get("steps") or 1, facts.get("step") or 0
+        live.update(self._task, total=total, completed=done, stage=stage, facts=shown)
         live.refresh()
 
 

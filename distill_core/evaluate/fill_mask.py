@@ -38,10 +38,10 @@ def guesses(model: Path | str, sentences: Sequence[str], top_k: int = 5) -> Rows
         DataError: the folder is not a model, or holds no tokenizer.
     """
     check_sentences(sentences)
-    loaded = pretrained.load(str(model), "fill-mask")
-    tokenizer = load_tokenizer(model, loaded.encoder.config.vocab_size)
     if not sentences:
         return []
+    loaded = pretrained.load(str(model), "fill-mask")
+    tokenizer = load_tokenizer(model, loaded.encoder.config.vocab_size)
     ids = [_encode(tokenizer, sentence, loaded.encoder, model) for sentence in sentences]
     best = _best(loaded.encoder, ids, tokenizer.mask_token_id, top_k)
     return [

@@ -84,9 +84,7 @@ def _side_by_side(
     return rows
 
 
-def _one_shape(
-    models: Mapping[str, Encoder], batch_size: int, length: int, repeats: int, device: torch.device
-) -> Rows:
+def _one_shape(models: Mapping[str, Encoder], batch_size: int, length: int, repeats: int, device: torch.device) -> Rows:
     work = {name: Work(batch_size, length, model.config.vocab_size, device) for name, model in models.items()}
     for _ in range(WARM_UPS):
         for name, model in models.items():

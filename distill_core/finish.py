@@ -1,0 +1,180 @@
+"""What happens after the last stage, on rank 0: the measurements of the whole chain, export, report, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from configs.errors import DataError
+from data_prep.corpus import Corpus
+from distill_core import checkpoint
+from distill_core.config import RunConfig
+from distill_core.data import held_out_batches
+from distill_core.evaluate import fill_mask, latency
+from distill_core.export import check_finished, export_run
+from distill_core.models import pretrained
+from distill_core.outcome import (
+    Outcome,
+    chain_models,
+    data_folder,
+    read_json,
+    read_outcome,
+    write_json,
+)
+from distill_core.report import write_report
+from distill_core.report_facts import latency_at
+
+TOP_K = 5
+WIDTH = 110
+"""Of the tables where there is no terminal to ask (logs/rank-0.log)."""
+
+
+def finish_run(config: RunConfig, folder: Path) -> None:
+    """Measure, export, report and print. Idempotent: what was measured on the same models is kept.
+
+    Raises:
+        DataError: a stage is not finished, or the exported model is not sound.
+        OutputError: the run folder cannot be written.
+    """
+    for index in range(len(config.stages)):
+        check_finished(config, index, folder)
+    corpus = Corpus.open(data_folder(config, folder))
+    models = chain_models(config, folder)
+    evaluation = folder / "evaluation"
+    training = config.stages[-1].training
+
+    facts: dict[str, Any] = {"corpus": corpus.hash, "limit": training.evaluate_sequences, "seed": config.seed}
+    kept(
+        evaluation / "unigram.json",
+        facts,
+        lambda: unigram_baseline(corpus, training.evaluate_sequences, config.seed),
+    )
+    facts = {"models": fingerprints(models), "max_length": corpus.max_length}
+    facts |= config.evaluation.model_dump(mode="json", include=_LATENCY)
+    kept(evaluation / "latency.json", facts, lambda: {"rows": latency_rows(config, models, corpus.max_length)})
+    asked = first_and_last(models)
+    sentences = config.evaluation.sentences
+    facts = {"models": fingerprints(asked), "sentences": sentences, "top_k": TOP_K}
+    kept(
+        evaluation / "fill_mask.json",
+        facts,
+        lambda: {"rows": fill_mask.compare(asked, sentences, TOP_K)},
+    )
+    exported = export_run(config, folder)
+    report = write_report(config, folder)
+    console = Console()
+    show(read_outcome(config, folder), exported, report, console if console.is_terminal else Console(width=WIDTH))
+
+
+_LATENCY = {"latency_lengths", "latency_batch_sizes", "latency_repeats"}
+
+
+def kept(path: Path, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The content of ``path`` if it was measured under the same ``settings``, else ``compute()``, written there."""
+    try:
+        before = read_json(path)
+    except DataError:  # damaged: measured again
+        before = None
+    if before is not None and before.get("settings") == settings:
+        return before
+    content = {**compute(), "settings": settings}
+    write_json(path, content)
+    return content
+
+
+def fingerprints(models: dict[str, str]) -> dict[str, str]:
+    """name -> hash of a local model's weights, or its hub name."""
+    found = {}
+    for name, source in models.items():
+        weights = [path for w in pretrained.WEIGHTS if (path := Path(source) / w).is_file()]
+        found[name] = checkpoint.file_hash(weights[0]) if weights else source
+    return found
+
+
+def first_and_last(models: dict[str, str]) -> dict[str, str]:
+    """The first teacher and the final student (one entry in a chain of one model)."""
+    names = list(models)
+    return {name: models[name] for name in dict.fromkeys((names[0], names[-1]))}
+
+
+def latency_rows(config: RunConfig, models: dict[str, str], max_length: int) -> list[dict[str, Any]]:
+    """All models of the chain against the first."""
+    encoders = {name: pretrained.load(source, f"latency of {name}").encoder for name, source in models.items()}
+    return latency.compare(encoders, config.evaluation, max_length)
+
+
+def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
+    """How well one does on the held-out masks without reading: the training split's token frequencies.
+
+    p(token) = (count + 1) / (sum of counts + V); always guesses the most frequent token. Over the same masked tokens
+    as the stages' evaluation of ``limit`` sequences under ``seed``.
+
+    Returns:
+        {"loss": mean of -log p(label) in nats, "accuracy": share of labels that are the most frequent token,
+        "masked_tokens"}.
+    """
+    split = corpus.split("held_out")
+    batches = held_out_batches(split, limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
+    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    counts = corpus.unigram.astype(np.float64)
+    log_p = np.log(counts + 1) - np.log(counts.sum() + len(counts))
+    n = max(len(labels), 1)
+    right = (labels == counts.argmax()).sum()
+    return {"loss": float(-log_p[labels].sum() / n), "accuracy": float(right / n), "masked_tokens": len(labels)}
+
+
+# ---------------------------------------------------------------- the last words
+
+
+def show(outcome: Outcome, exported: Path, report: Path, console: Console) -> None:
+    """The table of models, the guesses, and where everything is."""
+    console.print()
+    console.print(models_table(outcome))
+    if outcome.guesses:
+        console.print()
+        console.print(fill_mask.table(outcome.guesses))
+    console.print()
+    lines = {
+        "student": str(exported),
+        "report": str(report),
+        "curves": f"distill monitor {outcome.folder}    (TensorBoard)",
+    }
+    for name, where in lines.items():
+        # soft_wrap: a path must stay in one piece to be copied
+        console.print(Text(f"{name:<9}{where}"), soft_wrap=True)
+
+
+def models_table(outcome: Outcome) -> Table:
+    """A line a model: parameters, held-out quality against the unigram baseline, latency against the teacher."""
+    speed = latency_at(outcome)
+    shape = next(iter(speed.values()), None)
+    where = f"ms at {shape['batch_size']}x{shape['length']}" if shape else "ms"
+    table = Table(title="models", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for column in ("parameters", "held-out loss", "accuracy", "agreement", where, "speed-up"):
+        table.add_column(column, justify="right")
+    if outcome.unigram is not None:
+        loss, accuracy = outcome.unigram["loss"], outcome.unigram["accuracy"]
+        table.add_row("unigram baseline", "", f"{loss:.4f}", f"{accuracy:.1%}", "", "", "")
+    for model in outcome.models:
+        row = speed.get(model.name)
+        table.add_row(
+            Text(model.name),
+            _or_blank(model.parameters, "{:,}"),
+            _or_blank(model.loss, "{:.4f}"),
+            _or_blank(model.accuracy, "{:.1%}"),
+            _or_blank(model.agreement, "{:.1%}"),
+            _or_blank(row and row["milliseconds_median"], "{:.2f}"),
+            _or_blank(row and row["speedup"], "{:.2f}x"),
+        )
+    return table
+
+
+def _or_blank(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)

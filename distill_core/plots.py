@@ -1,0 +1,144 @@
+"""The report's plots, as inline SVG.
+
+Axes and text are drawn in ``currentColor``, so that a plot follows the page's light or dark colours. Text stays text
+(no glyph outlines) and is ASCII: the names of stages and losses. Nothing depends on the time or on a display.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+_INK = "#010203"  # a colour that nothing else has; it becomes currentColor
+PALETTE = ("#3b82f6", "#e5602f", "#12a37a", "#a855f7", "#d4a017", "#e0457b", "#0ea5b7", "#8b949e")
+STUDENT, TEACHER, UNIGRAM = PALETTE[0], PALETTE[1], PALETTE[7]
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "zhengliu",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.12,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def training_curves(name: str, rows: Rows) -> str | None:
+    """Total loss and each term over the steps of a stage; None when nothing was logged."""
+    terms = sorted({key for row in rows for key in row if key.startswith("loss/")} - {"loss/total"})
+    if len(_series(rows, "loss/total")[0]) < 2:
+        return None
+    with _style():
+        both = len(terms) > 1
+        figure = Figure(figsize=(9.2, 3.1) if both else (4.8, 3.1), layout="constrained")
+        axes = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
+        _line(axes[0], rows, "loss/total", STUDENT)
+        axes[0].set(title="training loss, total", xlabel="step")
+        if both:
+            for place, term in enumerate(terms):
+                colour = PALETTE[place % len(PALETTE)]
+                _line(axes[1], rows, term, colour, term.removeprefix("loss/"), "--" if place >= len(PALETTE) else "-")
+            values = [v for term in terms for v in _series(rows, term)[1]]
+            if values and min(values) > 0 and max(values) > 20 * min(values):
+                axes[1].set_yscale("log")
+            axes[1].set(title="terms, unweighted", xlabel="step")
+            axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure, f"train-{name}")
+
+
+def quality_curves(name: str, rows: Rows, unigram: dict[str, Any] | None) -> str | None:
+    """Held-out loss and accuracy of student, teacher and unigram baseline over the steps of a stage."""
+    if not _series(rows, "eval/student_loss")[0]:
+        return None
+    with _style():
+        figure = Figure(figsize=(9.2, 3.1), layout="constrained")
+        for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            _line(axes, rows, f"eval/student_{kind}", STUDENT, "this model", marker="o")
+            teacher = _series(rows, f"eval/teacher_{kind}")[1]
+            if teacher:
+                axes.axhline(teacher[-1], color=TEACHER, linestyle="--", label="its teacher")
+            if unigram is not None:
+                axes.axhline(unigram[kind], color=UNIGRAM, linestyle=":", label="unigram baseline")
+            axes.set(title=f"held-out masked-LM {kind}", xlabel="step")
+            axes.legend(loc="best")
+        return _svg(figure, f"quality-{name}")
+
+
+def bars(
+    title: str, values: dict[str, float], form: Callable[[float], str], baseline: float | None = None
+) -> str | None:
+    """One horizontal bar a model, the first on top, with its value; ``baseline``: the unigram's, as a line."""
+    if not values:
+        return None
+    with _style():
+        figure = Figure(figsize=(4.5, 0.8 + 0.42 * len(values)), layout="constrained")
+        axes = figure.subplots()
+        colours = [TEACHER, *[STUDENT] * (len(values) - 1)]
+        drawn = axes.barh(list(values), list(values.values()), color=colours, height=0.6)
+        axes.bar_label(drawn, labels=[form(v) for v in values.values()], padding=4)
+        axes.invert_yaxis()
+        if baseline is not None:
+            axes.axvline(baseline, color=UNIGRAM, linestyle=":", label="unigram baseline")
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.12))
+        axes.set_title(title)
+        axes.set_xlim(0, 1.22 * max([*values.values(), baseline or 0.0, 1e-9]))
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, f"bars-{title}")
+
+
+def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
+    kept = [row for row in rows if isinstance(row.get(key), int | float)]
+    return [row["step"] for row in kept], [float(row[key]) for row in kept]
+
+
+def _line(
+    axes: Axes, rows: Rows, key: str, colour: str, label: str | None = None, style: str = "-", marker: str = ""
+) -> None:
+    steps, values = _series(rows, key)
+    axes.plot(steps, values, color=colour, label=label, linestyle=style, marker=marker, markersize=4)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """``figure`` as an <svg> element whose ids are its own among several on one page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # The page's font instead of matplotlib's; sizes stay.
+    text = re.sub(r"font: ([\w ]*?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
+    prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r"^<svg ", '<svg role="img" ', text)
+    return re.sub(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', r"\1", text)

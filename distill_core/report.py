@@ -1,0 +1,181 @@
+"""RUN/report.html (one file, plots inside) and RUN/report.md: what a run did and what came out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from distill_core import report_facts
+from distill_core.config import RunConfig
+from distill_core.model_card import TEMPLATES
+from distill_core.outcome import Outcome, read_outcome, write_text
+from distill_core.plots import bars, quality_curves, training_curves
+from distill_core.report_facts import Table
+
+
+@dataclass(frozen=True)
+class Code:
+    """A listing; ``folded`` away until it is wanted."""
+
+    title: str
+    language: str
+    text: str
+    folded: bool = True
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An <svg> element; ``wide``: takes the whole line. ``heading``: stands above it."""
+
+    svg: str
+    wide: bool = False
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Shown in this order: notes, tables, plots (HTML only), listings."""
+
+    title: str
+    notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    codes: list[Code] = field(default_factory=list)
+
+
+def write_report(config: RunConfig, folder: Path) -> Path:
+    """Write both files from what the run folder holds so far, and return the HTML one.
+
+    Works at any time: what is not there yet is listed as missing.
+
+    Raises:
+        DataError: a file of the run is damaged.
+        OutputError: the folder cannot be written.
+    """
+    outcome = read_outcome(config, folder)
+    sections = [
+        models(outcome),
+        chain(outcome),
+        curves(outcome),
+        speed(outcome),
+        guesses(outcome),
+        data(outcome),
+        provenance(outcome),
+    ]
+    facts: dict[str, Any] = {
+        "name": config.name,
+        "headline": report_facts.headline(outcome),
+        "missing": report_facts.missing(outcome),
+        "sections": [s for s in sections if s.notes or s.tables or s.plots or s.codes],
+    }
+    for name in ("report.md", "report.html"):
+        write_text(folder / name, render(f"{name}.j2", facts))
+    return folder / "report.html"
+
+
+def render(template: str, facts: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=template == "report.html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"svg": Markup, "cell": markdown_cell}
+    return environment.get_template(template).render(facts)
+
+
+def markdown_cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# ---------------------------------------------------------------- sections
+
+
+def models(outcome: Outcome) -> Section:
+    """Every model of the chain: size, held-out quality against the unigram baseline, latency."""
+    measured = [m for m in outcome.models if m.loss is not None and m.accuracy is not None]
+    unigram = outcome.unigram or {}
+    speeds = report_facts.latency_at(outcome)
+    plots = [
+        bars(
+            "held-out loss (nats)",
+            {m.name: m.loss for m in measured if m.loss is not None},
+            "{:.3f}".format,
+            unigram.get("loss"),
+        ),
+        bars(
+            "held-out accuracy",
+            {m.name: m.accuracy for m in measured if m.accuracy is not None},
+            "{:.1%}".format,
+            unigram.get("accuracy"),
+        ),
+        bars(
+            "parameters (millions)",
+            {m.name: m.parameters / 1e6 for m in outcome.models if m.parameters},
+            "{:.2f}".format,
+        ),
+        bars("latency (ms)", {name: row["milliseconds_median"] for name, row in speeds.items()}, "{:.2f}".format),
+    ]
+    return Section(
+        "Models",
+        notes=report_facts.models_notes(outcome),
+        tables=[report_facts.models_table(outcome)],
+        plots=[Plot(plot) for plot in plots if plot is not None],
+    )
+
+
+def chain(outcome: Outcome) -> Section:
+    return Section("The chain", report_facts.chain_notes(outcome), list(report_facts.chain_tables(outcome)))
+
+
+def curves(outcome: Outcome) -> Section:
+    """Loss curves of every stage, and their course in numbers."""
+    plots: list[Plot] = []
+    for stage in outcome.stages:
+        title = f"stage-{stage.index + 1}-{stage.name}"
+        drawn = (training_curves(title, stage.metrics), quality_curves(title, stage.metrics, outcome.unigram))
+        some = [Plot(plot, wide=True) for plot in drawn if plot is not None]
+        if some:
+            some[0] = replace(some[0], heading=f"{stage.index + 1}. {stage.name}")
+        plots += some
+    tables = [report_facts.course_table(stage) for stage in outcome.stages if stage.metrics]
+    return Section("Training", tables=tables, plots=plots)
+
+
+def speed(outcome: Outcome) -> Section:
+    tables = [report_facts.throughput_table(outcome), report_facts.latency_table(outcome)]
+    notes = [report_facts.LATENCY_NOTE] if outcome.latency else []
+    return Section("Speed", notes=notes, tables=[table for table in tables if table.rows])
+
+
+def guesses(outcome: Outcome) -> Section:
+    if not outcome.guesses:
+        return Section("Fill-mask")
+    return Section("Fill-mask", tables=[report_facts.guesses_table(outcome)])
+
+
+def data(outcome: Outcome) -> Section:
+    if not outcome.manifest:
+        return Section("Data")
+    return Section("Data", tables=report_facts.data_tables(outcome.manifest))
+
+
+def provenance(outcome: Outcome) -> Section:
+    """What was run, where and with what."""
+    packages = outcome.environment.get("packages") or {}
+    codes = [Code("command", "sh", report_facts.command(outcome), folded=False)]
+    codes += [Code("resolved run file", "yaml", report_facts.resolved_yaml(outcome))]
+    if packages:
+        lines = "\n".join(f"{name}=={version}" for name, version in packages.items())
+        codes.append(Code("all installed packages", "text", lines))
+    return Section(
+        "What was run",
+        tables=report_facts.environment_tables(outcome.environment),
+        codes=codes,
+    )

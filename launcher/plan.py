@@ -1,0 +1,265 @@
+"""``distill plan``: what a run will cost before it starts. Pure functions over the run file; no network.
+
+All sizes but the parameter counts are estimates, and shown as such. Conventions: a multiply-add is two FLOPs; the
+backward pass costs twice the forward; embeddings look up and cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configs.errors import ConfigError
+from data_prep.config import DataConfig
+from data_prep.corpus import Corpus
+from data_prep.readers import open_sources
+from distill_core import preflight
+from distill_core.config import DistillStage, RunConfig, TrainingConfig
+from distill_core.models import pretrained
+from distill_core.models.config import EncoderConfig, ModelConfig, presets
+from distill_core.objective import Objective
+
+BYTES_PER_TOKEN = 3.05
+"""UTF-8 Chinese in WordPiece, JSON lines or text; 3.02 and 3.04 on two of our corpora."""
+UNPACKED = {".gz": 2.8, ".zst": 3.0, ".parquet": 2.0}
+"""Text bytes per byte of file."""
+FILLED = 0.75
+"""Of ``max_length``, by whole sentences of one document; 0.70 to 0.76 on two of our corpora at 64."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training split. ``exact``: counted from prepared data, else estimated from the sources' sizes."""
+
+    tokens: int | None
+    """With [CLS] and [SEP]; None where it cannot be known (a hub data set)."""
+    sequences: int | None
+    mean_length: float
+    vocab_size: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """fp32 masters and Adam's moments."""
+    teacher: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's costs. FLOPs are per real token, for the forward and backward passes of all models together."""
+
+    name: str
+    kind: str
+    student: EncoderConfig
+    teacher: EncoderConfig | None
+    teacher_source: str | None
+    projections: int
+    """Parameters of the objective, trained with the student and not exported."""
+    pairs: list[tuple[str, int, int]]
+    """(loss, teacher layer, student layer)."""
+    init_layers: list[int]
+    steps: int
+    sequences: int
+    tokens: float
+    epochs: float | None
+    micro_steps: int
+    flops_per_token: float
+    memory: Memory
+    checkpoint_bytes: float
+
+    @property
+    def flops(self) -> float:
+        return self.flops_per_token * self.tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    ranks: int
+    data: Data
+    shard_bytes: float | None
+    stages: list[StagePlan]
+
+
+def make_plan(config: RunConfig, ranks: int) -> Plan:
+    """The costs of every stage.
+
+    Raises:
+        ConfigError: a teacher's shape is not at hand (there is no network here), or a stage cannot work.
+        DataError: a source or vocabulary is missing.
+    """
+    data = measure(config)
+    stages = [plan_stage(config, index, data, ranks) for index in range(len(config.stages))]
+    return Plan(config.name, ranks, data, shard_bytes(config.data, data), stages)
+
+
+# ---------------------------------------------------------------- data
+
+
+def measure(config: RunConfig) -> Data:
+    """Counts from the prepared data when it is there, else an estimate from the sizes of the source files."""
+    folder = config.data_folder
+    if (folder / "manifest.json").is_file():
+        corpus = Corpus.open(folder)
+        split = corpus.split("train")
+        tokens = split.n_tokens + 2 * len(split)
+        return Data(tokens, len(split), tokens / len(split), corpus.vocab_size, True)
+    vocab_size = preflight.given_vocabulary(config) or config.data.tokenizer.vocab_size
+    length = max(3.0, FILLED * config.data.sequences.max_length)
+    content = source_tokens(config.data)
+    if content is None:
+        return Data(None, None, length, vocab_size, False)
+    sequences = max(1, round(content * (1 - config.data.held_out) / (length - 2)))
+    return Data(round(sequences * length), sequences, length, vocab_size, False)
+
+
+def source_tokens(data: DataConfig) -> float | None:
+    """Content tokens of all sources by the sizes of their files; None with a source that is not a file."""
+    total = 0.0
+    for reader in open_sources(data):
+        path = Path(reader.path)
+        if not path.is_file():
+            return None
+        total += path.stat().st_size * UNPACKED.get(path.suffix, 1.0) / BYTES_PER_TOKEN
+    return total
+
+
+def shard_bytes(data: DataConfig, counted: Data) -> float | None:
+    """Disk for the training split's shards: ids, word bits, indices, stored masks."""
+    if counted.tokens is None or counted.sequences is None:
+        return None
+    width = 2 if counted.vocab_size <= 65536 else 4
+    views = data.masks.views if data.masks.mode == "stored" else 0
+    per_token = width + 1 / 8 + views * data.masks.rate * (2 + width)
+    per_sequence = 8 + 16 + 8 * views + 2 * 12  # offsets, one piece, view offsets, about two sentences
+    return counted.tokens * per_token + counted.sequences * per_sequence
+
+
+# ---------------------------------------------------------------- models
+
+
+def teacher_shape(config: RunConfig, stage: DistillStage, vocab_size: int) -> EncoderConfig:
+    """From `teacher.shape`, an earlier stage, a local config.json, or a preset of the same name."""
+    source = stage.teacher.source
+    if stage.teacher.shape is not None:
+        return stage.teacher.shape.resolve(vocab_size)
+    earlier = config.stage_index(source)
+    if earlier is not None:
+        return preflight.student_shape(config, earlier, vocab_size)
+    local = Path(source) / "config.json"
+    if local.is_file():
+        return local_shape(local)
+    preset = source.rsplit("/", 1)[-1].removeprefix("chinese-")
+    if preset in presets():
+        return ModelConfig(preset=preset).resolve()
+    raise ConfigError(
+        f"stage {stage.name!r}: the shape of the teacher {source!r} is not at hand, and `plan` uses no network. Say it "
+        f"with stages.{stage.name}.teacher.shape.preset=NAME (one of {', '.join(presets())})."
+    )
+
+
+def local_shape(path: Path) -> EncoderConfig:
+    """A model's ``config.json``; its weights need not be there."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return EncoderConfig.model_validate({k: v for k, v in fields.items() if k in EncoderConfig.model_fields})
+    except (OSError, ValueError) as error:
+        return pretrained.read_config(str(path.parent), f"teacher ({error.__class__.__name__} in {path})")
+
+
+def forward_flops(model: EncoderConfig, mean_length: float, masked: float) -> float:
+    """One token's forward pass; ``masked``: the share of tokens at which the vocabulary's logits are computed."""
+    h, f = model.hidden_size, model.intermediate_size
+    layer = 2 * (4 * h * h + 2 * h * f) + 4 * h * mean_length
+    head = 2 * (h * h + h * model.vocab_size)
+    return model.num_hidden_layers * layer + masked * head
+
+
+# ---------------------------------------------------------------- stages
+
+
+def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePlan:
+    """One stage's costs; the objective is built without memory to count its projections and check its layers."""
+    stage = config.stages[index]
+    training = stage.training
+    student = preflight.student_shape(config, index, data.vocab_size)
+    teacher, projections, pairs, init = None, 0, [], []
+    if isinstance(stage, DistillStage):
+        teacher = teacher_shape(config, stage, data.vocab_size)
+        with torch.device("meta"):
+            objective = Objective(stage.objective, student, teacher)
+        projections = sum(p.numel() for p in objective.parameters())
+        pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs()]
+        init = stage.student.init.layers
+    rate = config.data.masks.rate
+    flops = 3 * forward_flops(student, data.mean_length, rate) + 3 * 2 * projections
+    if teacher is not None:
+        flops += forward_flops(teacher, data.mean_length, rate)
+    sequences = training.steps * training.global_batch_size
+    micro_steps = max(1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens)))
+    tokens_at_once = training.global_batch_size * data.mean_length / (ranks * micro_steps)
+    trained = student.parameters() + projections
+    return StagePlan(
+        name=stage.name,
+        kind=stage.kind,
+        student=student,
+        teacher=teacher,
+        teacher_source=stage.teacher.source if isinstance(stage, DistillStage) else None,
+        projections=projections,
+        pairs=pairs,
+        init_layers=init,
+        steps=training.steps,
+        sequences=sequences,
+        tokens=sequences * data.mean_length,
+        epochs=sequences / data.sequences if data.sequences else None,
+        micro_steps=micro_steps,
+        flops_per_token=flops,
+        memory=memory(student, teacher, trained, training, tokens_at_once, rate, ranks),
+        checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
+    )
+
+
+def memory(
+    student: EncoderConfig,
+    teacher: EncoderConfig | None,
+    trained: int,
+    training: TrainingConfig,
+    tokens: float,
+    masked: float,
+    ranks: int,
+) -> Memory:
+    """Bytes on one rank at the peak of a micro-step of ``tokens`` tokens.
+
+    ZeRO divides among the ranks: from stage 1 the optimizer state, from 2 the gradients, from 3 the weights.
+    Activations that the backward pass needs, per token and layer: about 11 vectors of the hidden width and 2 of the
+    intermediate one (no attention matrix: the kernels recompute it).
+    """
+    zero, word = training.zero_stage, 2 if training.precision == "bf16" else 4
+    h, f = student.hidden_size, student.intermediate_size
+    rows = tokens * masked
+    teacher_logits = 0.0 if teacher is None else teacher.vocab_size * rows * (word + 4)
+    passing = 0.0 if teacher is None else tokens * word * (6 * teacher.hidden_size + 2 * teacher.intermediate_size)
+    return Memory(
+        weights=word * trained / (ranks if zero == 3 else 1),
+        gradients=4.0 * trained / (ranks if zero >= 2 else 1),
+        optimizer=8.0 * trained if zero == 0 else 12.0 * trained / ranks,
+        teacher=0.0 if teacher is None else float(word * teacher.parameters()),
+        activations=tokens * word * student.num_hidden_layers * (11 * h + 2 * f) + passing,
+        logits=student.vocab_size * rows * (word + 3 * 4) + teacher_logits,
+    )

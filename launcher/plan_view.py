@@ -1,0 +1,191 @@
+"""A plan as tables, and the probe behind its estimate of time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distill_core.config import RunConfig
+from launcher.launch import ranks as ranks_of
+from launcher.plan import Plan, StagePlan, make_plan
+from launcher.watch import duration
+
+EFFICIENCY = 0.4
+"""Share of a plain matrix product's speed that a training step keeps; 0.3 to 0.5 in our runs on CPUs."""
+PROBE_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s of one plain matrix product on this machine's device."""
+
+    flops: float
+    devices: int
+    name: str
+
+
+def show(config: RunConfig, with_probe: bool, console: Console | None = None) -> None:
+    """Print the plan of ``config``."""
+    console = console or Console()
+    plan = make_plan(config, ranks_of(config.launch.processes))
+    console.print(Text(f"Plan of {plan.name!r} on {plan.ranks} rank{'s' if plan.ranks > 1 else ''}", "bold"))
+    for line in data_lines(plan):
+        console.print(Text(line))
+    console.print(models_table(plan))
+    console.print(costs_table(plan))
+    for stage in plan.stages:
+        if stage.pairs or stage.init_layers:
+            console.print(layers_table(stage))
+    if with_probe:
+        for line in time_lines(plan, [probe(stage, config) for stage in plan.stages]):
+            console.print(Text(line))
+    console.print(Text("All figures but parameters, steps and sequences are estimates.", "dim"))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def data_lines(plan: Plan) -> list[str]:
+    data = plan.data
+    if data.tokens is None or data.sequences is None:
+        lines = ["data: not prepared yet, and the size of its source is not known beforehand"]
+    else:
+        how = "counted" if data.exact else "estimated from the sizes of the sources; `distill prep` counts them"
+        lines = [f"data: {amount(data.tokens)} training tokens in {amount(data.sequences)} sequences ({how})"]
+    disk = [f"checkpoints and models {size(sum(s.checkpoint_bytes for s in plan.stages))}"]
+    if plan.shard_bytes is not None:
+        disk.insert(0, f"shards {size(plan.shard_bytes)}")
+    return [*lines, f"vocabulary: {data.vocab_size:,} tokens", f"disk: {', '.join(disk)}"]
+
+
+def models_table(plan: Plan) -> Table:
+    table = _table("stage", "model", "layers x width (heads, FFN)", "parameters", "published count")
+    for stage in plan.stages:
+        rows = [("teacher", stage.teacher), ("student" if stage.teacher else "model", stage.student)]
+        for who, shape in rows:
+            if shape is not None:
+                label = f"{who} ({stage.teacher_source})" if who == "teacher" else who
+                form = f"{shape.num_hidden_layers} x {shape.hidden_size}"
+                inner = f"({shape.num_attention_heads}, {shape.intermediate_size})"
+                counts = (f"{shape.parameters():,}", f"{shape.published_parameters() / 1e6:.2f}M")
+                table.add_row(Text(stage.name), Text(label), f"{form} {inner}", *counts)
+        if stage.projections:
+            table.add_row(Text(stage.name), "projections", "", f"{stage.projections:,}", "")
+    table.caption = "parameters: with the tied masked-LM head; published count: with the pooler instead, as on model cards"
+    return table
+
+
+def costs_table(plan: Plan) -> Table:
+    columns = ("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token", "memory per rank")
+    table = _table(*columns)
+    for stage in plan.stages:
+        epochs = "?" if stage.epochs is None else f"{stage.epochs:.1f}"
+        table.add_row(
+            Text(stage.name),
+            f"{stage.steps:,}",
+            str(stage.micro_steps),
+            f"{stage.sequences:,}",
+            amount(stage.tokens),
+            epochs,
+            amount(stage.flops_per_token),
+            memory_text(stage),
+        )
+    return table
+
+
+def memory_text(stage: StagePlan) -> str:
+    m = stage.memory
+    states = f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)}"
+    teacher = f", teacher {size(m.teacher)}" if m.teacher else ""
+    return f"{size(m.total)}: {states}{teacher}, activations {size(m.activations)}, logits {size(m.logits)}"
+
+
+def layers_table(stage: StagePlan) -> Table:
+    """Which teacher layer each student layer is copied from and compared with; 0 is the embedding output."""
+    kinds = list(dict.fromkeys(kind for kind, _, _ in stage.pairs))
+    table = _table(f"{stage.name}: layer", "begins as", *kinds)
+    for layer in range(stage.student.num_hidden_layers + 1):
+        begins = "at random"
+        if stage.init_layers:
+            begins = "teacher embeddings" if layer == 0 else f"teacher layer {stage.init_layers[layer - 1] + 1}"
+        matched = [", ".join(str(t) for k, t, s in stage.pairs if k == kind and s == layer) for kind in kinds]
+        cells = [f"{_arrow(stage)} teacher {m}" if m else "" for m in matched]
+        table.add_row("embeddings" if layer == 0 else str(layer), begins, *cells)
+    if stage.projections and stage.teacher is not None:
+        widths = f"{stage.student.hidden_size} -> {stage.teacher.hidden_size}"
+        table.caption = f"->[W] a learned projection {widths}, one for each pair"
+    return table
+
+
+def _arrow(stage: StagePlan) -> str:
+    return "->\\[W]" if stage.projections else "->"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_edge=False, pad_edge=False, title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+# ---------------------------------------------------------------- time
+
+
+def probe(stage: StagePlan, config: RunConfig) -> Speed:
+    """A short matrix product of the shape that costs the stage most."""
+    model = stage.teacher if stage.teacher is not None else stage.student
+    training = next(s.training for s in config.stages if s.name == stage.name)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    rows = min(4096, training.micro_batch_tokens)
+    a = torch.randn(rows, model.hidden_size, device=device).to(dtype)
+    b = torch.randn(model.hidden_size, model.intermediate_size, device=device).to(dtype)
+
+    def product() -> None:
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+
+    product()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < PROBE_SECONDS:
+        product()
+        done += 1
+    flops = 2.0 * rows * model.hidden_size * model.intermediate_size * done / (time.perf_counter() - began)
+    return Speed(flops, torch.cuda.device_count() if cuda else 1, torch.cuda.get_device_name(0) if cuda else "CPU")
+
+
+def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
+    """The estimate of training time: on a CPU all ranks share the machine, on GPUs each has its own."""
+    seconds = [
+        seconds_of(stage, speed, min(plan.ranks, speed.devices))
+        for stage, speed in zip(plan.stages, speeds, strict=True)
+    ]
+    parts = [f"{stage.name} {duration(each)}" for stage, each in zip(plan.stages, seconds, strict=True)]
+    flops = sum(stage.flops for stage in plan.stages)
+    return [
+        f"training: {amount(flops)}FLOP; estimate {duration(sum(seconds))} here ({speeds[0].name}): {', '.join(parts)}",
+        "  + preparation, evaluation and start-up",
+    ]
+
+
+def seconds_of(stage: StagePlan, speed: Speed, devices: int) -> float:
+    return stage.flops / (speed.flops * EFFICIENCY * devices)
+
+
+def amount(number: float) -> str:
+    """1234567 -> ``1.23 M``."""
+    for unit, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def size(number: float) -> str:
+    return f"{amount(number)}B"

@@ -1,0 +1,81 @@
+"""What a person sees while data is prepared: a live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from launcher.watch import duration
+
+if TYPE_CHECKING:
+    from data_prep.corpus import Corpus
+    from data_prep.pipeline import Progress as State
+
+LINE_SECONDS = 10.0
+
+
+class Preparing:
+    """A context around ``prepare``; :meth:`update` is its ``on_progress``."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._began = self._last = time.monotonic()
+        self._worked = False
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Preparing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, state: State) -> None:
+        self._worked = True
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self._draw(state)
+        elif now - self._last >= LINE_SECONDS:
+            self._last = now
+            line = f"data: {state.blocks}/{state.total_blocks} blocks, {facts(state)}"
+            print(line, file=self.console.file, flush=True)
+
+    def done(self, corpus: Corpus) -> None:
+        """One line on the finished data, with what was dropped and why."""
+        if self._live is not None:
+            self._live.stop()
+        splits = corpus.manifest["splits"]
+        counted = ", ".join(f"{split['sequences']:,} {name}" for name, split in splits.items())
+        dropped = ", ".join(f"{n:,} {reason}" for reason, n in corpus.manifest["dropped"].items()) or "none"
+        how = f"prepared in {duration(time.monotonic() - self._began)}" if self._worked else "ready"
+        self.console.print(
+            f"data: {how}: sequences {counted}; vocabulary {corpus.vocab_size:,}; documents dropped: {dropped}; "
+            f"in {corpus.folder}",
+            markup=False,
+        )
+
+    def _draw(self, state: State) -> None:
+        if self._live is None:
+            columns = (TextColumn("[bold]data"), BarColumn(), TextColumn("{task.fields[facts]}"))
+            self._live = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
+            self._live.start()
+        if self._task is None:
+            self._task = self._live.add_task("", facts="")
+        self._live.update(self._task, total=state.total_blocks, completed=state.blocks, facts=facts(state))
+        self._live.refresh()
+
+
+def facts(state: State) -> str:
+    """Documents, speed and what is left, for a person."""
+    rate = state.megabytes / state.seconds if state.seconds > 0 else 0.0
+    words = [f"{state.documents:,} documents", f"{rate:.1f} MB/s"]
+    if 0 < state.blocks < state.total_blocks:
+        words.append(f"{duration(state.seconds * (state.total_blocks - state.blocks) / state.blocks)} left")
+    return ", ".join(words)

@@ -22,6 +22,7 @@ from configs.errors import ConfigError
 PACKAGED = Path(__file__).parent
 KeyPath = tuple[str | int, ...]
 Origins = dict[KeyPath, str]
+MAX_VALUES = 100_000
 
 
 class Config(BaseModel):
@@ -71,7 +72,8 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
     for candidate in tried:
         if candidate.is_file():
             return candidate
-    packaged = sorted(p.stem for p in PACKAGED.glob("*.yaml"))
+    packaged = [p.relative_to(PACKAGED).with_suffix("").as_posix() for p in PACKAGED.rglob("*.yaml")]
+    packaged = sorted(name for name in packaged if not name.startswith("models/"))
     near = difflib.get_close_matches(Path(path).stem, packaged, n=1)
     hint = f" Did you mean the packaged {near[0]!r}?" if near else f" Packaged: {', '.join(packaged)}."
     where = f" (named by `extends` in {beside})" if beside else ""
@@ -81,28 +83,14 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
 def _read_file(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Origins]:
     if path.resolve() in chain:
         raise ConfigError(f"{path}: `extends` goes round in a circle.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and "*" in text:
-            _refuse_alias_bombs(text, path)
-        raw = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"Cannot read the run file {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    raw = {} if raw is None else _unshared(raw)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a run file is a mapping of keys to values, not a {type(raw).__name__}.")
-    origins: Origins = {}
-    if node is not None:
-        _note_origins(node, (), path, origins)
+    raw, origins = _parse(path)
     tree: dict[str, Any] = {}
     merged: Origins = {}
     parents = raw.pop("extends", None) or []
-    for parent in [parents] if isinstance(parents, str) else parents:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{origins[('extends',)]}: `extends` is the name of a run file, or a list of names.")
+    for parent in parents:
         base, base_origins = _read_file(_find(parent, path), (*chain, path.resolve()))
         _merge(tree, base)
         merged.update(base_origins)
@@ -111,10 +99,43 @@ def _read_file(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Ori
     return tree, merged
 
 
-def _refuse_alias_bombs(text: str, path: Path) -> None:
-    aliases = sum(isinstance(t, yaml.tokens.AliasToken) for t in yaml.scan(text, Loader=yaml.SafeLoader))
-    if aliases > 100:
-        raise ConfigError(f"{path} uses {aliases} YAML aliases; at most 100 are read.")
+def _parse(path: Path) -> tuple[dict[str, Any], Origins]:
+    """One file as plain values, and the line of each key."""
+    origins: Origins = {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return {}, origins
+        _refuse_bombs(node, path)
+        _note_origins(node, (), path, origins)
+        raw = _unshared(yaml.safe_load(text))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot read the run file {path}: {error.strerror}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2024-13-45 looks like a date, and is none
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a run file is a mapping of keys to values, not a {type(raw).__name__}.")
+    return raw, origins
+
+
+def _refuse_bombs(node: yaml.Node, path: Path) -> None:
+    """Raise ConfigError when the file, with its aliases written out, has more values than any run file needs."""
+    left = MAX_VALUES
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise ConfigError(f"{path} has more than {MAX_VALUES:,} values when its aliases are written out.")
+        if isinstance(node, yaml.MappingNode):
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 def _unshared(node: Any) -> Any:
@@ -155,10 +176,7 @@ def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise ConfigError(f"The override {word!r} is not of the form a.b=value.")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of the override {word!r} is not YAML: {error}") from None
+    value = _override_value(text, word)
     here: Any = tree
     at: list[str | int] = []
     keys = path.split(".")
@@ -167,15 +185,27 @@ def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
         at.append(index)
         if position == len(keys) - 1:
             here[index] = value
-        elif isinstance(here, dict):
-            if not isinstance(here.get(key), dict | list):
-                here[key] = {}
-            here = here[key]
         else:
+            if isinstance(here, dict) and here.get(key) is None:
+                here[key] = {}
             here = here[index]
             if not isinstance(here, dict | list):
-                raise ConfigError(f"The override {word!r}: {'.'.join(map(str, at))} holds a plain value.")
+                place = ".".join(map(str, at))
+                raise ConfigError(
+                    f"The override {word!r}: `{place}` holds a plain value, {here!r}, with nothing inside."
+                )
     origins[tuple(at)] = f"override {word!r}"
+
+
+def _override_value(text: str, word: str) -> Any:
+    """The value as YAML; what begins like no YAML collection or string (``*.txt``, ``C: x``) is plain text."""
+    try:
+        return _unshared(yaml.safe_load(text)) if text else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if text[0] not in "[{\"'":
+            return text
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"The value of the override {word!r} is not YAML: {reason}") from None
 
 
 def _item_index(items: list[Any], key: str, word: str) -> int:

@@ -83,7 +83,8 @@ def write_folder(outcome: Outcome, stage: StageOutcome, target: Path) -> None:
         if not (stage.model_folder / name).is_file():
             raise DataError(
                 f"The model of the finished stage {stage.name!r} is incomplete: {stage.model_folder / name} is "
-                f"missing. Delete {stage.folder / 'DONE.json'} and run the stage again; it continues from its last checkpoint."
+                f"missing. Delete {stage.folder / 'DONE.json'} and repeat the run's command: the stage continues from "
+                "its last checkpoint."
             )
         shutil.copyfile(stage.model_folder / name, target / name)
     # The corpus's tokenizer fills in what the model folder may lack.
@@ -113,7 +114,8 @@ def largest_difference(ours: Encoder, exported: Path) -> float:
     """max |logit of ours - logit of transformers' BertForMaskedLM from ``exported``| over all tokens."""
     from transformers import BertForMaskedLM
 
-    theirs = BertForMaskedLM.from_pretrained(exported, dtype=torch.float32).eval()
+    theirs: torch.nn.Module = BertForMaskedLM.from_pretrained(exported, dtype=torch.float32)
+    theirs.eval()
     ours.eval()
     longest = min(48, ours.config.max_position_embeddings)
     lengths = sorted({longest, max(1, longest // 2), max(1, longest // 3)}, reverse=True)

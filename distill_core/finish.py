@@ -112,7 +112,7 @@ def latency_rows(config: RunConfig, models: dict[str, str], max_length: int) -> 
 def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
     """How well one does on the held-out masks without reading: the training split's token frequencies.
 
-    p(token) = (count + 1) / (sum of counts + V); always guesses the most frequent token. Over the same masked tokens
+    p(token) = (count + 1) / (sum of counts + V), special tokens not counted; the guess is always the most frequent token. Over the same masked tokens
     as the stages' evaluation of ``limit`` sequences under ``seed``.
 
     Returns:
@@ -123,6 +123,7 @@ def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
     batches = held_out_batches(split, limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
     labels = np.concatenate([batch.labels.numpy() for batch in batches])
     counts = corpus.unigram.astype(np.float64)
+    counts[list(corpus.special_ids.values())] = 0  # [UNK] stands in texts, but is never masked
     log_p = np.log(counts + 1) - np.log(counts.sum() + len(counts))
     n = max(len(labels), 1)
     right = (labels == counts.argmax()).sum()

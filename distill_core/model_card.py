@@ -39,7 +39,7 @@ def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
         max_length=outcome.config.data.sequences.max_length,
     )
     data = card_data(outcome, stage, model, first)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
 def card_data(outcome: Outcome, stage: StageOutcome, model: ModelOutcome, first: ModelOutcome) -> ModelCardData:
@@ -86,11 +86,14 @@ def describe_objective(stage: StageOutcome) -> list[str]:
 
 
 def describe_term(fields: dict[str, Any], pairs: list[tuple[int, int]]) -> str:
-    settings = [
-        f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
-        for name, value in fields.items()
-        if name not in ("kind", "weight") and not isinstance(value, list | dict)
-    ]
+    settings = []
+    for name, value in fields.items():
+        words = name.replace("_", " ")
+        if name in ("kind", "weight") or value is False or isinstance(value, list | dict):
+            continue
+        settings.append(
+            words if value is True else f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
+        )
     if pairs:
         settings.append("layers (teacher-student) " + ", ".join(f"{t}-{s}" for t, s in pairs))
     head = f"{fields['kind']}, weight {fields['weight']:g}"

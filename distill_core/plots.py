@@ -20,7 +20,7 @@ Rows = list[dict[str, Any]]
 _INK = "#010203"  # a colour that nothing else has; it becomes currentColor
 PALETTE = ("#3b82f6", "#e5602f", "#12a37a", "#a855f7", "#d4a017", "#e0457b", "#0ea5b7", "#8b949e")
 STUDENT, TEACHER, UNIGRAM = PALETTE[0], PALETTE[1], PALETTE[7]
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "zhengliu",
     "font.size": 10,
@@ -61,7 +61,7 @@ def training_curves(name: str, rows: Rows) -> str | None:
         return None
     with _style():
         both = len(terms) > 1
-        figure = Figure(figsize=(9.2, 3.1) if both else (4.8, 3.1), layout="constrained")
+        figure = Figure(figsize=(9.2, 3.1), layout="constrained")
         axes = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
         _line(axes[0], rows, "loss/total", STUDENT)
         axes[0].set(title="training loss, total", xlabel="step")
@@ -70,8 +70,10 @@ def training_curves(name: str, rows: Rows) -> str | None:
                 colour = PALETTE[place % len(PALETTE)]
                 _line(axes[1], rows, term, colour, term.removeprefix("loss/"), "--" if place >= len(PALETTE) else "-")
             values = [v for term in terms for v in _series(rows, term)[1]]
-            if values and min(values) > 0 and max(values) > 20 * min(values):
+            if values and min(values) > 0 and max(values) > 8 * min(values):
                 axes[1].set_yscale("log")
+                axes[1].yaxis.set_major_formatter("{x:g}")
+                axes[1].yaxis.set_minor_formatter("{x:g}")
             axes[1].set(title="terms, unweighted", xlabel="step")
             axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return _svg(figure, f"train-{name}")
@@ -110,10 +112,12 @@ def bars(
         axes.invert_yaxis()
         if baseline is not None:
             axes.axvline(baseline, color=UNIGRAM, linestyle=":", label="unigram baseline")
-            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.12))
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.0))
         axes.set_title(title)
         axes.set_xlim(0, 1.22 * max([*values.values(), baseline or 0.0, 1e-9]))
-        axes.grid(axis="y", visible=False)
+        axes.grid(visible=False)
+        axes.tick_params(axis="x", bottom=False, labelbottom=False)
+        axes.spines["bottom"].set_visible(False)
         return _svg(figure, f"bars-{title}")
 
 
@@ -136,6 +140,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)  # its `*` would reach the whole page
     # The page's font instead of matplotlib's; sizes stay.
     text = re.sub(r"font: ([\w ]*?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)

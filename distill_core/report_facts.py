@@ -280,7 +280,10 @@ def data_tables(manifest: dict[str, Any]) -> list[Table]:
     """Facts of the prepared corpus; a key that the manifest lacks is left out."""
     tokenizer, segmenter = manifest.get("tokenizer") or {}, manifest.get("segmenter") or {}
     masking = manifest.get("masking") or {}
-    facts: dict[str, Any] = {"corpus hash": manifest.get("hash"), "inputs": ", ".join(manifest.get("inputs") or {})}
+    facts: dict[str, Any] = {
+        "corpus hash": manifest.get("hash"),
+        "inputs": describe_inputs(manifest.get("inputs") or {}),
+    }
     for key in ("documents", "characters", "text_bytes"):
         facts[key.replace("_", " ")] = show(manifest.get(key), "{:,}")
     if tokenizer:
@@ -299,6 +302,15 @@ def data_tables(manifest: dict[str, Any]) -> list[Table]:
     rows = [[str(reason).replace("_", " "), f"{count:,}"] for reason, count in dropped.items()]
     tables.append(Table("Dropped", ["reason", "records"], rows or [["nothing", "0"]]))
     return tables
+
+
+def describe_inputs(inputs: dict[str, int]) -> str:
+    """path -> bytes, in a few words."""
+    paths = list(inputs)
+    size = f"{sum(inputs.values()) / 1e6:,.2f} MB"
+    if len(paths) > 3:
+        return f"{len(paths)} files, {paths[0]} to {paths[-1]} ({size})"
+    return f"{', '.join(paths)} ({size})" if paths else ""
 
 
 def environment_tables(environment: dict[str, Any]) -> list[Table]:

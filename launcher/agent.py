@@ -110,6 +110,8 @@ def rank_environment(job: Job, rank: int, rendezvous: str, base: Mapping[str, st
     environment.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // job.ranks)))
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars fill a log file with one endless line
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.distributed.c10d_logger")  # DeepSpeed's
     if devices.gpus(visible=base.get("CUDA_VISIBLE_DEVICES")) == 0:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     return environment | {

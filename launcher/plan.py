@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from data_prep.config import DataConfig
 from data_prep.corpus import Corpus
 from data_prep.readers import open_sources
@@ -41,6 +41,8 @@ class Data:
     mean_length: float
     vocab_size: int
     exact: bool
+    problems: tuple[str, ...] = ()
+    """What is missing for a run; a plan is made all the same."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def make_plan(config: RunConfig, ranks: int) -> Plan:
 
     Raises:
         ConfigError: a teacher's shape is not at hand (there is no network here), or a stage cannot work.
-        DataError: a source or vocabulary is missing.
+        DataError: the prepared data is damaged.
     """
     data = measure(config)
     stages = [plan_stage(config, index, data, ranks) for index in range(len(config.stages))]
@@ -120,13 +122,28 @@ def measure(config: RunConfig) -> Data:
         split = corpus.split("train")
         tokens = split.n_tokens + 2 * len(split)
         return Data(tokens, len(split), tokens / len(split), corpus.vocab_size, True)
-    vocab_size = preflight.given_vocabulary(config) or config.data.tokenizer.vocab_size
+    problems = []
+    try:
+        vocab_size = preflight.given_vocabulary(config) or config.data.tokenizer.vocab_size
+    except DataError as error:
+        problems.append(str(error))
+        vocab_size = published_vocabulary(config) or config.data.tokenizer.vocab_size
+    try:
+        content = source_tokens(config.data)
+    except DataError as error:
+        problems.append(str(error))
+        content = None
     length = max(3.0, FILLED * config.data.sequences.max_length)
-    content = source_tokens(config.data)
     if content is None:
-        return Data(None, None, length, vocab_size, False)
+        return Data(None, None, length, vocab_size, False, tuple(problems))
     sequences = max(1, round(content * (1 - config.data.held_out) / (length - 2)))
-    return Data(round(sequences * length), sequences, length, vocab_size, False)
+    return Data(round(sequences * length), sequences, length, vocab_size, False, tuple(problems))
+
+
+def published_vocabulary(config: RunConfig) -> int | None:
+    """The vocabulary of the first teacher whose shape is said by a preset."""
+    shapes = [stage.teacher.shape for stage in config.stages if isinstance(stage, DistillStage)]
+    return next((s.resolve().vocab_size for s in shapes if s is not None and s.preset is not None), None)
 
 
 def source_tokens(data: DataConfig) -> float | None:
@@ -158,7 +175,7 @@ def teacher_shape(config: RunConfig, stage: DistillStage, vocab_size: int) -> En
     """From `teacher.shape`, an earlier stage, a local config.json, or a preset of the same name."""
     source = stage.teacher.source
     if stage.teacher.shape is not None:
-        return stage.teacher.shape.resolve(vocab_size)
+        return stage.teacher.shape.resolve(None if stage.teacher.shape.preset else vocab_size)
     earlier = config.stage_index(source)
     if earlier is not None:
         return preflight.student_shape(config, earlier, vocab_size)
@@ -212,7 +229,9 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if teacher is not None:
         flops += forward_flops(teacher, data.mean_length, rate)
     sequences = training.steps * training.global_batch_size
-    micro_steps = max(1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens)))
+    micro_steps = max(
+        1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens))
+    )
     tokens_at_once = training.global_batch_size * data.mean_length / (ranks * micro_steps)
     trained = student.parameters() + projections
     return StagePlan(

@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from distill_core.config import RunConfig
+from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
 from launcher.watch import duration
@@ -22,10 +24,11 @@ PROBE_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s of one plain matrix product on this machine's device."""
+    """FLOP/s of a plain matrix product on one unit of this machine: a GPU, or a core."""
 
     flops: float
-    devices: int
+    units: int
+    gpu: bool
     name: str
 
 
@@ -34,13 +37,15 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
     console = console or Console()
     plan = make_plan(config, ranks_of(config.launch.processes))
     console.print(Text(f"Plan of {plan.name!r} on {plan.ranks} rank{'s' if plan.ranks > 1 else ''}", "bold"))
+    for problem in plan.data.problems:
+        console.print(Text(f"missing: {problem}", "yellow"))
     for line in data_lines(plan):
         console.print(Text(line))
-    console.print(models_table(plan))
-    console.print(costs_table(plan))
-    for stage in plan.stages:
-        if stage.pairs or stage.init_layers:
-            console.print(layers_table(stage))
+    layered = [layers_table(stage) for stage in plan.stages if stage.pairs or stage.init_layers]
+    for table in (models_table(plan), costs_table(plan), memory_table(plan), *layered):
+        console.print()
+        console.print(table)
+    console.print()
     if with_probe:
         for line in time_lines(plan, [probe(stage, config) for stage in plan.stages]):
             console.print(Text(line))
@@ -53,7 +58,7 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
 def data_lines(plan: Plan) -> list[str]:
     data = plan.data
     if data.tokens is None or data.sequences is None:
-        lines = ["data: not prepared yet, and the size of its source is not known beforehand"]
+        lines = ["data: not prepared yet, and how much it will be is not known beforehand"]
     else:
         how = "counted" if data.exact else "estimated from the sizes of the sources; `distill prep` counts them"
         lines = [f"data: {amount(data.tokens)} training tokens in {amount(data.sequences)} sequences ({how})"]
@@ -64,45 +69,41 @@ def data_lines(plan: Plan) -> list[str]:
 
 
 def models_table(plan: Plan) -> Table:
-    table = _table("stage", "model", "layers x width (heads, FFN)", "parameters", "published count")
+    table = _table("stage", "model", "layers x width", "parameters", "published")
     for stage in plan.stages:
         rows = [("teacher", stage.teacher), ("student" if stage.teacher else "model", stage.student)]
         for who, shape in rows:
             if shape is not None:
                 label = f"{who} ({stage.teacher_source})" if who == "teacher" else who
                 form = f"{shape.num_hidden_layers} x {shape.hidden_size}"
-                inner = f"({shape.num_attention_heads}, {shape.intermediate_size})"
                 counts = (f"{shape.parameters():,}", f"{shape.published_parameters() / 1e6:.2f}M")
-                table.add_row(Text(stage.name), Text(label), f"{form} {inner}", *counts)
+                table.add_row(Text(stage.name), Text(label), form, *counts)
         if stage.projections:
             table.add_row(Text(stage.name), "projections", "", f"{stage.projections:,}", "")
-    table.caption = "parameters: with the tied masked-LM head; published count: with the pooler instead, as on model cards"
+    table.caption = "parameters: with the tied masked-LM head; published: with a pooler instead, as on model cards"
     return table
 
 
 def costs_table(plan: Plan) -> Table:
-    columns = ("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token", "memory per rank")
-    table = _table(*columns)
+    table = _table("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token")
     for stage in plan.stages:
+        counts = (f"{stage.steps:,}", str(stage.micro_steps), f"{stage.sequences:,}", amount(stage.tokens))
         epochs = "?" if stage.epochs is None else f"{stage.epochs:.1f}"
-        table.add_row(
-            Text(stage.name),
-            f"{stage.steps:,}",
-            str(stage.micro_steps),
-            f"{stage.sequences:,}",
-            amount(stage.tokens),
-            epochs,
-            amount(stage.flops_per_token),
-            memory_text(stage),
-        )
+        table.add_row(Text(stage.name), *counts, epochs, amount(stage.flops_per_token))
+    table.caption = "micro-steps: forward/backward passes of one step on each rank"
     return table
 
 
-def memory_text(stage: StagePlan) -> str:
-    m = stage.memory
-    states = f"weights {size(m.weights)}, gradients {size(m.gradients)}, optimizer {size(m.optimizer)}"
-    teacher = f", teacher {size(m.teacher)}" if m.teacher else ""
-    return f"{size(m.total)}: {states}{teacher}, activations {size(m.activations)}, logits {size(m.logits)}"
+def memory_table(plan: Plan) -> Table:
+    """Bytes on one rank, without what Python and the libraries take by themselves."""
+    heads = {"weights": "weights", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
+    heads |= {"activations": "act.", "logits": "logits"}
+    table = _table("memory", "total", *heads.values())
+    for stage in plan.stages:
+        values = [stage.memory.total, *(getattr(stage.memory, part) for part in heads)]
+        table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
+    table.caption = "on one rank, beside some 0.5 GB for Python and its libraries; act.: activations kept for the backward pass"
+    return table
 
 
 def layers_table(stage: StagePlan) -> Table:
@@ -127,7 +128,7 @@ def _arrow(stage: StagePlan) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(show_edge=False, pad_edge=False, title_justify="left", caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
@@ -137,7 +138,10 @@ def _table(*columns: str) -> Table:
 
 
 def probe(stage: StagePlan, config: RunConfig) -> Speed:
-    """A short matrix product of the shape that costs the stage most."""
+    """A short matrix product of the shape that costs the stage most.
+
+    On a CPU with one thread, times the cores: several threads wait for each other when the machine is busy.
+    """
     model = stage.teacher if stage.teacher is not None else stage.student
     training = next(s.training for s in config.stages if s.name == stage.name)
     cuda = torch.cuda.is_available()
@@ -146,25 +150,33 @@ def probe(stage: StagePlan, config: RunConfig) -> Speed:
     rows = min(4096, training.micro_batch_tokens)
     a = torch.randn(rows, model.hidden_size, device=device).to(dtype)
     b = torch.randn(model.hidden_size, model.intermediate_size, device=device).to(dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _fastest(a, b)
+    finally:
+        torch.set_num_threads(threads)
+    flops = 2.0 * rows * model.hidden_size * model.intermediate_size / seconds
+    if cuda:
+        return Speed(flops, torch.cuda.device_count(), True, torch.cuda.get_device_name(0))
+    return Speed(flops, devices.cores(), False, f"{devices.cores()} CPU cores")
 
-    def product() -> None:
+
+def _fastest(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Seconds of the fastest of some products: other work on the machine only adds to it."""
+    fastest, until = float("inf"), time.perf_counter() + PROBE_SECONDS
+    while (began := time.perf_counter()) < until:
         a @ b
-        if cuda:
+        if a.is_cuda:
             torch.cuda.synchronize()
-
-    product()
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < PROBE_SECONDS:
-        product()
-        done += 1
-    flops = 2.0 * rows * model.hidden_size * model.intermediate_size * done / (time.perf_counter() - began)
-    return Speed(flops, torch.cuda.device_count() if cuda else 1, torch.cuda.get_device_name(0) if cuda else "CPU")
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest
 
 
 def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
-    """The estimate of training time: on a CPU all ranks share the machine, on GPUs each has its own."""
+    """The estimate of training time: on a CPU the ranks share all cores, on GPUs each has its own."""
     seconds = [
-        seconds_of(stage, speed, min(plan.ranks, speed.devices))
+        seconds_of(stage, speed, min(plan.ranks, speed.units) if speed.gpu else speed.units)
         for stage, speed in zip(plan.stages, speeds, strict=True)
     ]
     parts = [f"{stage.name} {duration(each)}" for stage, each in zip(plan.stages, seconds, strict=True)]
@@ -175,8 +187,8 @@ def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
     ]
 
 
-def seconds_of(stage: StagePlan, speed: Speed, devices: int) -> float:
-    return stage.flops / (speed.flops * EFFICIENCY * devices)
+def seconds_of(stage: StagePlan, speed: Speed, units: int) -> float:
+    return stage.flops / (speed.flops * EFFICIENCY * units)
 
 
 def amount(number: float) -> str:

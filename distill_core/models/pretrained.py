@@ -77,6 +77,7 @@ def load(source: str, who: str) -> Pretrained:
     from transformers import BertForMaskedLM
 
     config = read_config(source, who)
+    _no_progress_bars()
     model: Any
     info: dict[str, Any]
     try:
@@ -110,6 +111,7 @@ def save(state: dict[str, Tensor], config: EncoderConfig, tokenizer: Path, folde
     """
     from transformers import BertConfig, BertForMaskedLM
 
+    _no_progress_bars()
     model = BertForMaskedLM(BertConfig(**config.model_dump(), pad_token_id=pad_token_id))
     result = model.load_state_dict(state, strict=False)
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
@@ -126,6 +128,13 @@ def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
+
+
+def _no_progress_bars() -> None:
+    """A bar a file would fill rank 0's log, which is a file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -78,7 +78,8 @@ class ShardSplit:
         return self.token_positions(local)[1]
 
     def continues(self, positions: Ints) -> NDArray[np.bool_]:
-        return ((self.bits[positions >> 3] >> (positions & 7).astype(np.uint8)) & 1).astype(np.bool_)
+        bits: NDArray[np.uint8] = self.bits[positions >> 3] >> (positions & 7).astype(np.uint8)
+        return (bits & 1).astype(np.bool_)
 
     def mask_view(self, view: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """(offsets, positions, ids) of a stored view, mapped."""

@@ -54,25 +54,77 @@ class Masks:
     ids: Ints
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def _mix(x: Any) -> Any:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def _hash(base: Any, purpose: Any, place: Any) -> Any:
     return _mix(_mix(base + purpose * _GOLDEN) + np.uint64(place) * _GOLDEN + _GOLDEN)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
+def _words(ids: Any, continues: Any, specials: Any, base: Any, starts: Any, sizes: Any, keys: Any) -> Any:
+    """Fill start, size and random key of each maskable word; returns (words, maskable tokens)."""
+    words, maskable, t = 0, 0, 0
+    while t < len(ids):
+        stop = t + 1
+        while stop < len(ids) and continues[stop]:
+            stop += 1
+        clean = True
+        for i in range(t, stop):
+            for special in specials:
+                if ids[i] == special:
+                    clean = False
+        if clean:
+            starts[words], sizes[words], keys[words] = t, stop - t, _hash(base, _ORDER, t)
+            words += 1
+            maskable += stop - t
+        t = stop
+    return words, maskable
+
+
+@njit(cache=True, nogil=True)
+def _select(budget: int, starts: Any, sizes: Any, keys: Any, taken: Any) -> None:
+    """Mark the tokens of the words that are taken."""
+    left = budget
+    shortest = -1
+    for w in np.argsort(keys):
+        if shortest < 0 or sizes[w] < sizes[shortest]:
+            shortest = w
+        if sizes[w] <= left:
+            taken[starts[w] : starts[w] + sizes[w]] = True
+            left -= sizes[w]
+        if left == 0:
+            break
+    if left == budget and len(keys) > 1:
+        taken[starts[shortest] : starts[shortest] + sizes[shortest]] = True
+
+
+@njit(cache=True, nogil=True)
+def _replacement(token: Any, base: Any, t: Any, shares: Any, mask_id: Any, vocab_size: Any, specials: Any) -> Any:
+    """What stands at a selected place after masking; ``specials`` ascend."""
+    kind = float(_hash(base, _KIND, t) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    if kind < shares[0]:
+        return mask_id
+    if kind >= shares[0] + shares[1]:
+        return token
+    drawn = np.int64(_hash(base, _TOKEN, t) % np.uint64(vocab_size - len(specials)))
+    for special in specials:  # step over the special ids
+        if drawn >= special:
+            drawn += 1
+    return drawn
+
+
+@njit(cache=True, nogil=True)
 def _draw(
     rate: float,
-    mask_share: float,
-    random_share: float,
-    mask_id: int,
-    vocab_size: int,
+    shares: Any,
+    mask_id: Any,
+    vocab_size: Any,
     specials: Any,
     seed: Any,
     views: Any,
@@ -83,70 +135,25 @@ def _draw(
 ) -> Any:
     n = len(offsets) - 1
     out_offsets = np.zeros(n + 1, np.int64)
-    positions = np.empty(len(ids), np.int64)
-    replaced = np.empty(len(ids), np.int64)
-    m = 0
+    positions, replaced = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
     longest = 0
     for s in range(n):
         longest = max(longest, offsets[s + 1] - offsets[s])
-    starts = np.empty(longest + 1, np.int64)
-    keys = np.empty(longest, np.uint64)
-    taken = np.empty(longest, np.bool_)
+    starts, sizes = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    keys, taken = np.empty(longest, np.uint64), np.empty(longest, np.bool_)
+    m = 0
     for s in range(n):
-        first, length = offsets[s], offsets[s + 1] - offsets[s]
+        own, bits = ids[offsets[s] : offsets[s + 1]], continues[offsets[s] : offsets[s + 1]]
         base = _mix(_mix(_mix(seed + _GOLDEN) + np.uint64(views[s]) * _GOLDEN + _GOLDEN) ^ sequence_ids[s])
-        words = 0
-        maskable = 0
-        t = 0
-        while t < length:  # one word after the other; starts[w] .. starts[w] + lengths via the next start
-            stop = t + 1
-            clean = True
-            while stop < length and continues[first + stop]:
-                stop += 1
-            for i in range(t, stop):
-                for special in specials:
-                    if ids[first + i] == special:
-                        clean = False
-            if clean:
-                starts[words] = t
-                keys[words] = _hash(base, _ORDER, t)
-                words += 1
-                maskable += stop - t
-            t = stop
-        taken[:length] = False
+        words, maskable = _words(own, bits, specials, base, starts, sizes, keys)
+        taken[: len(own)] = False
         if maskable > 0:
             budget = max(1, int(np.floor(rate * maskable + 0.5)))
-            left = budget
-            order = np.argsort(keys[:words])
-            shortest, shortest_length = -1, length + 1
-            for w in order:
-                begin = starts[w]
-                stop = begin + 1
-                while stop < length and continues[first + stop]:
-                    stop += 1
-                if stop - begin < shortest_length:
-                    shortest, shortest_length = begin, stop - begin
-                if stop - begin <= left:
-                    taken[begin:stop] = True
-                    left -= stop - begin
-                if left == 0:
-                    break
-            if left == budget and words > 1:
-                taken[shortest : shortest + shortest_length] = True
-        for t in range(length):
+            _select(budget, starts[:words], sizes[:words], keys[:words], taken)
+        for t in range(len(own)):
             if taken[t]:
                 positions[m] = t + 1
-                kind = float(_hash(base, _KIND, t) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-                if kind < mask_share:
-                    replaced[m] = mask_id
-                elif kind < mask_share + random_share:
-                    token = np.int64(_hash(base, _TOKEN, t) % np.uint64(vocab_size - len(specials)))
-                    for special in specials:  # ascending: step over the special ids
-                        if token >= special:
-                            token += 1
-                    replaced[m] = token
-                else:
-                    replaced[m] = ids[first + t]
+                replaced[m] = _replacement(own[t], base, t, shares, mask_id, vocab_size, specials)
                 m += 1
         out_offsets[s + 1] = m
     return out_offsets, positions[:m].copy(), replaced[:m].copy()
@@ -173,8 +180,7 @@ def draw(
     """
     found = _draw(
         rule.rate,
-        rule.mask,
-        rule.random,
+        (rule.mask, rule.random),
         rule.mask_id,
         rule.vocab_size,
         np.array(sorted(rule.special_ids), np.int64),

@@ -45,7 +45,7 @@ def documents(index: Index, continues: NDArray[np.bool_], room: int) -> Sequence
     return Sequences(np.arange(len(counts) + 1, dtype=np.int64), pieces)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _documents(lengths: Any, docs: Any, continues: Any, room: int) -> Any:
     """The first token of each sequence, and the end of the last."""
     total = 0

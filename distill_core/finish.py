@@ -112,8 +112,8 @@ def latency_rows(config: RunConfig, models: dict[str, str], max_length: int) -> 
 def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
     """How well one does on the held-out masks without reading: the training split's token frequencies.
 
-    p(token) = (count + 1) / (sum of counts + V), special tokens not counted; the guess is always the most frequent token. Over the same masked tokens
-    as the stages' evaluation of ``limit`` sequences under ``seed``.
+    p(token) = (count + 1) / (sum of counts + V), where special tokens are not counted; the guess is always the most
+    frequent token. Over the same masked tokens as the stages' evaluation of ``limit`` sequences under ``seed``.
 
     Returns:
         {"loss": mean of -log p(label) in nats, "accuracy": share of labels that are the most frequent token,

@@ -166,10 +166,10 @@ def monitor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 6006,
 ) -> None:
     """Start TensorBoard on 127.0.0.1, for this machine alone."""
-    from launcher import tensorboard
+    from launcher import curves
     from launcher.runfile import open_prep
 
-    raise typer.Exit(tensorboard.serve(open_prep(run_file, overrides or []).folder, port))
+    raise typer.Exit(curves.serve(open_prep(run_file, overrides or []).folder, port))
 
 
 @app.command(name="try")

@@ -69,7 +69,7 @@ def ranks(wanted: int | None) -> int:
     if wanted is None:
         return gpus or 1
     if 0 < gpus < wanted:
-        print(f"{wanted} processes were asked for, but there is only one GPU for {gpus} of them: starting {gpus}.")
+        print(f"launch.processes is {wanted}, but this machine has {gpus} GPU(s): starting {gpus}, one for each.")
         return gpus
     return wanted
 

@@ -212,16 +212,14 @@ def forward_flops(model: EncoderConfig, mean_length: float, masked: float) -> fl
 
 
 def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePlan:
-    """One stage's costs; the objective is built without memory to count its projections and check its layers."""
+    """One stage's costs."""
     stage = config.stages[index]
     training = stage.training
     student = preflight.student_shape(config, index, data.vocab_size)
     teacher, projections, pairs, init = None, 0, [], []
     if isinstance(stage, DistillStage):
         teacher = teacher_shape(config, stage, data.vocab_size)
-        with torch.device("meta"):
-            objective = Objective(stage.objective, student, teacher)
-        projections = sum(p.numel() for p in objective.parameters())
+        projections = projection_parameters(stage, student, teacher)
         pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs()]
         init = stage.student.init.layers
     rate = config.data.masks.rate
@@ -252,6 +250,15 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         memory=memory(student, teacher, trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
     )
+
+
+def projection_parameters(stage: DistillStage, student: EncoderConfig, teacher: EncoderConfig) -> int:
+    """Counted on an objective without memory; building it also checks its layers and widths."""
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in Objective(stage.objective, student, teacher).parameters())
+    except ConfigError as error:
+        raise ConfigError(f"stage {stage.name!r}: {error}") from None
 
 
 def memory(

@@ -102,7 +102,9 @@ def memory_table(plan: Plan) -> Table:
     for stage in plan.stages:
         values = [stage.memory.total, *(getattr(stage.memory, part) for part in heads)]
         table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
-    table.caption = "on one rank, beside some 0.5 GB for Python and its libraries; act.: activations kept for the backward pass"
+    table.caption = (
+        "on one rank, beside some 0.5 GB for Python and its libraries; act.: activations kept for the backward pass"
+    )
     return table
 
 

@@ -59,6 +59,7 @@ class Preparing:
             f"data: {how}: sequences {counted}; vocabulary {corpus.vocab_size:,}; documents dropped: {dropped}; "
             f"in {corpus.folder}",
             markup=False,
+            soft_wrap=True,
         )
 
     def _draw(self, state: State) -> None:

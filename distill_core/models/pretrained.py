@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from configs.errors import DataError
 from distill_core.models.config import EncoderConfig
-from distill_core.models.encoder import Encoder
+from distill_core.models.encoder import ACTIVATIONS, Encoder
 
 WEIGHTS = (
     "model.safetensors",
@@ -68,8 +71,23 @@ def read_config(source: str, who: str) -> EncoderConfig:
         raise DataError(
             f"{who}: {source} is a {config.model_type!r} model; teachers of the BERT architecture are supported."
         )
+    _check_supported(config, source, who)
     known = {name: getattr(config, name) for name in EncoderConfig.model_fields if hasattr(config, name)}
-    return EncoderConfig.model_validate(known)
+    try:
+        return EncoderConfig.model_validate(known)
+    except ValidationError as error:
+        raise DataError(f"{who}: the config.json of {source} is not a usable shape: {_problems(error)}") from None
+
+
+def _check_supported(config: Any, source: str, who: str) -> None:
+    """Refuse variants of BERT that our encoder would compute wrongly."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise DataError(
+            f"{who}: {source} has hidden_act {config.hidden_act!r}; {', '.join(ACTIVATIONS)} are supported."
+        )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise DataError(f"{who}: {source} has {positions!r} position embeddings; only absolute ones are supported.")
 
 
 def load(source: str, who: str) -> Pretrained:
@@ -84,8 +102,10 @@ def load(source: str, who: str) -> Pretrained:
         model, info = BertForMaskedLM.from_pretrained(  # type: ignore[misc]
             source, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{who}: the weights of {source} cannot be loaded: {_first_line(error)}") from None
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise DataError(
+            f"{who}: the weights of {source} cannot be loaded: {_first_line(error)} Fetch or write them again."
+        ) from None
     missing = [str(key) for key in info["missing_keys"]]
     lost = [key for key in missing if not key.startswith("cls.")]
     if lost:
@@ -138,4 +158,10 @@ def _no_progress_bars() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    """The first line of the message as a sentence (some exceptions have no message)."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".:") + "."
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors()) + "."

@@ -1,0 +1,185 @@
+"""Laws of whole word masking, and a slow reference written from the rule in the module's docstring."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.masking import Masks, MaskRule, draw
+
+SPECIALS = (0, 1, 2, 3, 4)
+RULE = MaskRule(rate=0.15, mask=0.8, random=0.1, mask_id=4, vocab_size=300, special_ids=SPECIALS)
+Sequence = list[tuple[int, bool]]
+"""(id, continues) of each token."""
+
+tokens = st.tuples(st.integers(0, 299), st.booleans())
+sequences = st.lists(st.lists(tokens, min_size=0, max_size=40), min_size=1, max_size=6)
+
+
+def masks_of(batch: list[Sequence], ids: list[int], view: int = 0, seed: int = 7, rule: MaskRule = RULE) -> Masks:
+    flat = [token for sequence in batch for token in sequence]
+    offsets = np.cumsum([0, *(len(s) for s in batch)])
+    return draw(
+        rule,
+        seed,
+        np.full(len(batch), view),
+        np.array(ids, np.uint64),
+        np.array([t for t, _ in flat], np.int64),
+        np.array([c for _, c in flat], np.bool_),
+        offsets,
+    )
+
+
+def of_sequence(masks: Masks, i: int) -> dict[int, int]:
+    here = slice(masks.offsets[i], masks.offsets[i + 1])
+    return dict(zip(masks.positions[here].tolist(), masks.ids[here].tolist(), strict=True))
+
+
+def words_of(sequence: Sequence) -> list[list[int]]:
+    """Words as lists of places (0-based)."""
+    words: list[list[int]] = []
+    for place, (_, continues) in enumerate(sequence):
+        if continues and words:
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words
+
+
+# ------------------------------------------------------------ a slow reference
+
+
+MASK64 = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
+    return x ^ (x >> 31)
+
+
+def hashed(base: int, purpose: int, place: int) -> int:
+    return mix((mix((base + purpose * GOLDEN) & MASK64) + place * GOLDEN + GOLDEN) & MASK64)
+
+
+def reference(sequence: Sequence, number: int, view: int, seed: int, rule: MaskRule) -> dict[int, int]:
+    """Position -> id after masking, word by word."""
+    base = mix(mix((mix((seed + GOLDEN) & MASK64) + view * GOLDEN + GOLDEN) & MASK64) ^ number)
+    words = [w for w in words_of(sequence) if all(sequence[p][0] not in rule.special_ids for p in w)]
+    maskable = sum(len(w) for w in words)
+    if not maskable:
+        return {}
+    budget = max(1, math.floor(rule.rate * maskable + 0.5))
+    chosen, room = [], budget
+    for word in sorted(words, key=lambda w: hashed(base, 1, w[0])):
+        if len(word) <= room:
+            chosen.append(word)
+            room -= len(word)
+    if not chosen and len(words) > 1:
+        chosen = [min(sorted(words, key=lambda w: hashed(base, 1, w[0])), key=len)]
+    out = {}
+    for place in sorted(p for w in chosen for p in w):
+        share = (hashed(base, 2, place) >> 11) / 2**53
+        ordinary = [i for i in range(rule.vocab_size) if i not in rule.special_ids]
+        if share < rule.mask:
+            out[place + 1] = rule.mask_id
+        elif share < rule.mask + rule.random:
+            out[place + 1] = ordinary[hashed(base, 3, place) % len(ordinary)]
+        else:
+            out[place + 1] = sequence[place][0]
+    return out
+
+
+@given(sequences, st.integers(0, 5), st.integers(0, 2**63))
+@settings(max_examples=80, deadline=None)
+def test_equals_the_slow_reference(batch: list[Sequence], view: int, seed: int) -> None:
+    ids = [(i << 32) | 5 for i in range(len(batch))]
+    masks = masks_of(batch, ids, view, seed)
+    for i, sequence in enumerate(batch):
+        assert of_sequence(masks, i) == reference(sequence, ids[i], view, seed, RULE)
+
+
+# ------------------------------------------------------------ laws
+
+
+@given(sequences)
+@settings(max_examples=60, deadline=None)
+def test_words_are_whole_and_specials_stay(batch: list[Sequence]) -> None:
+    masks = masks_of(batch, list(range(len(batch))))
+    for i, sequence in enumerate(batch):
+        selected = {p - 1 for p in of_sequence(masks, i)}
+        for word in words_of(sequence):
+            assert selected.issuperset(word) or selected.isdisjoint(word)
+            if any(sequence[p][0] in SPECIALS for p in word):
+                assert selected.isdisjoint(word)
+        for place in selected:
+            replaced = of_sequence(masks, i)[place + 1]
+            assert replaced == 4 or replaced not in SPECIALS
+
+
+@given(sequences, st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_does_not_depend_on_the_grouping(batch: list[Sequence], draw_order) -> None:  # type: ignore[no-untyped-def]
+    together = masks_of(batch, list(range(len(batch))))
+    order = list(range(len(batch)))
+    draw_order.shuffle(order)
+    shuffled = masks_of([batch[i] for i in order], order)
+    for place, i in enumerate(order):
+        alone = masks_of([batch[i]], [i])
+        assert of_sequence(alone, 0) == of_sequence(together, i) == of_sequence(shuffled, place)
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[list[Sequence], Masks]:
+    """2,000 sequences of Chinese-like words (1 to 4 tokens)."""
+    rng = np.random.default_rng(1)
+    batch = []
+    for _ in range(2000):
+        sizes = rng.choice([1, 2, 3, 4], p=[0.5, 0.35, 0.1, 0.05], size=30)
+        bits = list(itertools.chain.from_iterable([False] + [True] * (n - 1) for n in sizes.tolist()))
+        batch.append(list(zip(rng.integers(5, 300, len(bits)).tolist(), bits, strict=True)))
+    return batch, masks_of(batch, list(range(2000)))
+
+
+def test_rates(many: tuple[list[Sequence], Masks]) -> None:
+    batch, masks = many
+    total = sum(map(len, batch))
+    assert len(masks.ids) / total == pytest.approx(0.15, abs=0.004)
+    original = np.array([batch[i][p - 1][0] for i in range(2000) for p in of_sequence(masks, i)])
+    assert (masks.ids == 4).mean() == pytest.approx(0.8, abs=0.015)
+    kept = (masks.ids == original).mean()
+    assert kept == pytest.approx(0.1 + 0.1 / 295, abs=0.01)
+    drawn = masks.ids[(masks.ids != 4) & (masks.ids != original)]
+    assert drawn.min() >= 5 and drawn.max() < 300
+    assert len(np.unique(drawn)) > 280
+
+
+def test_every_place_is_reached(many: tuple[list[Sequence], Masks]) -> None:
+    """No position is favoured: the first, middle and last third are selected alike."""
+    batch, masks = many
+    share = np.array([(p - 1) / len(batch[i]) for i in range(2000) for p in of_sequence(masks, i)])
+    thirds = np.histogram(share, bins=3, range=(0, 1))[0] / len(share)
+    assert thirds == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_views_and_seeds_differ(many: tuple[list[Sequence], Masks]) -> None:
+    batch, masks = many
+    ids = list(range(2000))
+    for other in (masks_of(batch, ids, view=1), masks_of(batch, ids, seed=8)):
+        same = sum(of_sequence(masks, i) == of_sequence(other, i) for i in range(2000))
+        assert same < 20
+
+
+def test_golden() -> None:
+    """These masks are part of the format: stored data of older versions must stay valid."""
+    sequence = [(10 + i, i % 3 == 2) for i in range(40)]
+    assert of_sequence(masks_of([sequence], [3 << 32 | 9], view=2, seed=1337), 0) == GOLDEN_MASKS
+
+
+GOLDEN_MASKS = {1: 4, 14: 4, 15: 4, 19: 129, 26: 4, 27: 36}

@@ -1,0 +1,230 @@
+"""Costs before the run: golden values from the published tables, and arithmetic done by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from configs.errors import ConfigError
+from distill_core.config import TrainingConfig
+from distill_core.models.config import EncoderConfig, ModelConfig
+from launcher import devices, plan, plan_view
+from launcher.plan import make_plan
+from launcher.runfile import open_run
+
+# methods.md, section 1, column "computed with pooler, no MLM head", in millions
+PUBLISHED = {
+    "roberta-wwm-ext": 102.27,
+    "rbt6": 59.74,
+    "rbt3": 38.48,
+    "rbt4-h312": 11.42,
+    "minirbt-h256": 10.35,
+    "minirbt-h288": 12.31,
+}
+TINY = EncoderConfig(vocab_size=21128, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(preset: str) -> None:
+    assert round(ModelConfig(preset=preset).resolve().published_parameters() / 1e6, 2) == PUBLISHED[preset]
+
+
+def test_the_assistant_with_its_head_and_without_pooler() -> None:
+    assert round(ModelConfig(preset="rbt6").resolve().parameters() / 1e6, 3) == 59.763
+
+
+def test_forward_flops_by_hand() -> None:
+    # a layer: 2 x (4 x 16 + 2 x 64) for the matrices, 4 x 4 x 10 for scores and mixing over 10 tokens
+    # the head at a tenth of the tokens: 2 x (16 + 4 x 21128) / 10
+    assert plan.forward_flops(TINY, mean_length=10, masked=0.1) == pytest.approx(2 * (384 + 160) + 16905.6)
+
+
+def training(**values: Any) -> TrainingConfig:
+    return TrainingConfig(**({"steps": 1, "global_batch_size": 1, "precision": "bf16"} | values))
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "weights", "gradients", "optimizer"),
+    [
+        (0, "fp32", 4, 4, 8),
+        (1, "fp32", 4, 4, 3),
+        (1, "bf16", 2, 4, 3),
+        (2, "bf16", 2, 1, 3),
+        (3, "bf16", 0.5, 1, 3),
+    ],
+)
+def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradients: float, optimizer: float) -> None:
+    found = plan.memory(TINY, None, 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
+    assert (found.weights, found.gradients, found.optimizer) == (weights * 1000, gradients * 1000, optimizer * 1000)
+    assert found.teacher == 0
+
+
+def test_memory_of_a_step_by_hand() -> None:
+    found = plan.memory(TINY, TINY, 1000, training(), tokens=100, masked=0.15, ranks=1)
+    assert found.teacher == 2 * TINY.parameters()
+    student, teacher = 100 * 2 * 2 * (11 * 4 + 2 * 16), 100 * 2 * (6 * 4 + 2 * 16)
+    assert found.activations == student + teacher
+    assert found.logits == 21128 * 15 * (2 + 12) + 21128 * 15 * (2 + 4)
+    assert found.total == pytest.approx(
+        found.weights + found.gradients + found.optimizer + found.teacher + found.activations + found.logits
+    )
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_prepared_data_is_counted(prepared: Path) -> None:
+    config = open_run(str(prepared))
+    manifest = json.loads((config.data_folder / "manifest.json").read_text())
+    found = make_plan(config, 2)
+    train = manifest["splits"]["train"]
+    assert found.data.exact
+    assert found.data.sequences == train["sequences"]
+    assert found.data.tokens == train["tokens"] + 2 * train["sequences"]
+    assert found.data.vocab_size == manifest["tokenizer"]["vocab_size"]
+
+
+def test_data_is_estimated_from_the_sizes_of_its_sources(prepared: Path) -> None:
+    """Within a third of the truth, on a corpus and sequences smaller than any real one."""
+    exact = make_plan(open_run(str(prepared)), 2).data
+    estimate = make_plan(open_run(str(prepared), ["name=other"]), 2).data
+    assert not estimate.exact
+    assert exact.tokens is not None
+    assert estimate.tokens == pytest.approx(exact.tokens, rel=0.34)
+
+
+def test_stages_by_hand(prepared: Path) -> None:
+    found = make_plan(open_run(str(prepared)), 1)
+    teacher, student = found.stages
+    assert (teacher.name, teacher.teacher, teacher.projections, teacher.pairs) == ("teacher", None, 0, [])
+    assert student.teacher == teacher.student
+    assert student.projections == 2 * (16 * 32 + 32)
+    assert student.pairs == [("hidden_mse", 0, 0), ("hidden_mse", 2, 1)]
+    assert (student.steps, student.sequences) == (2, 8)
+    assert student.tokens == pytest.approx(8 * found.data.mean_length)
+    assert found.data.sequences is not None
+    assert student.epochs == pytest.approx(8 / found.data.sequences)
+    assert student.micro_steps == -(-4 * found.data.mean_length // 64)
+    length, rate = found.data.mean_length, 0.15
+    assert student.teacher is not None
+    assert student.flops_per_token == pytest.approx(
+        3 * plan.forward_flops(student.student, length, rate)
+        + plan.forward_flops(student.teacher, length, rate)
+        + 6 * student.projections
+    )
+    trained = student.student.parameters() + student.projections
+    assert student.checkpoint_bytes == 12 * trained * 3 + 4 * student.student.parameters()
+
+
+def test_more_ranks_need_fewer_micro_steps(prepared: Path) -> None:
+    config = open_run(str(prepared), ["stages.0.training.global_batch_size=64"])
+    alone, four = (make_plan(config, ranks).stages[0].micro_steps for ranks in (1, 4))
+    assert alone == pytest.approx(4 * four, abs=4)
+    assert alone > four
+
+
+def test_shards(prepared: Path) -> None:
+    """The estimate of the disk against what preparation wrote, without tokenizer and manifests."""
+    config = open_run(str(prepared))
+    estimate = make_plan(config, 1).shard_bytes
+    names = ("tokens.bin", "words.bits", "tokens.idx", "offsets.bin", "pieces.bin", "positions.bin", "ids.bin")
+    train = [p for p in config.data_folder.glob("shards/*/train/**/*") if p.name in names]
+    assert estimate == pytest.approx(sum(p.stat().st_size for p in train), rel=0.2)
+
+
+# ---------------------------------------------------------------- teachers from elsewhere
+
+
+def with_teacher(prepared: Path, *words: str) -> Any:
+    config = open_run(str(prepared), ["name=elsewhere", "data.tokenizer.vocab_size=21128", *words])
+    return make_plan(config, 2).stages[1]
+
+
+def test_a_teacher_by_preset_needs_no_weights_and_no_network(prepared: Path) -> None:
+    words = ["stages.student.teacher.source=some/hub-name", "stages.student.teacher.shape.preset=rbt3"]
+    text = prepared.read_text().replace("    teacher: teacher\n", "    teacher: {source: teacher}\n")
+    path = prepared.with_name("long.yaml")
+    path.write_text(text)
+    stage = with_teacher(path, *words)
+    assert stage.teacher == ModelConfig(preset="rbt3").resolve()
+
+
+def test_a_hub_name_that_is_a_preset(prepared: Path) -> None:
+    stage = with_teacher(prepared, "stages.student.teacher=hfl/rbt3")
+    assert stage.teacher == ModelConfig(preset="rbt3").resolve()
+
+
+def test_a_local_config_without_weights(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY.model_dump()}))
+    stage = with_teacher(prepared, f"stages.student.teacher={tmp_path}")
+    assert stage.teacher == TINY
+
+
+def test_a_teacher_with_another_vocabulary(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stage 'student': kd_ce .* 300 tokens and the teacher 21128"):
+        with_teacher(prepared, "stages.student.teacher=hfl/rbt3", "data.tokenizer.vocab_size=300")
+
+
+def test_an_unknown_hub_name_asks_for_a_shape(prepared: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stages.student.teacher.shape.preset=NAME \(one of .*roberta-wwm-ext"):
+        with_teacher(prepared, "stages.student.teacher=who/knows")
+
+
+def test_what_is_missing_is_said_and_the_plan_made(prepared: Path) -> None:
+    words = ["name=elsewhere", "data.sources.0.path=/no/corpus", "data.tokenizer.vocab=/no/vocab.txt"]
+    found = make_plan(open_run(str(prepared), words), 2)
+    assert [("/no/vocab.txt" in p, "/no/corpus" in p) for p in found.data.problems] == [(True, False), (False, True)]
+    assert found.data.tokens is None
+    assert found.shard_bytes is None
+    assert found.stages[0].epochs is None
+
+
+# ---------------------------------------------------------------- shown
+
+
+def shown(prepared: Path, probe: bool, *words: str) -> str:
+    out = io.StringIO()
+    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=80))
+    return out.getvalue()
+
+
+def test_the_tables(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: 0)
+    text = shown(prepared, False)
+    assert "Plan of 'small' on 2 ranks" in text
+    assert "(counted)" in text
+    assert "->[W] teacher 2" in text
+    assert "a learned projection 16 -> 32" in text
+    assert "estimate " not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_copied_layers_are_drawn(prepared: Path) -> None:
+    init = "stages.student.student={model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
+    init += "max_position_embeddings: 32}, init: {kind: teacher_layers, layers: [1]}}"
+    text = shown(prepared, False, init)
+    assert "teacher embeddings   -> teacher 0" in text
+    assert "teacher layer 2      -> teacher 2" in text
+
+
+def test_the_estimate_of_time(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_view, "PROBE_SECONDS", 0.02)
+    assert "estimate 0:00 here" in shown(prepared, True)
+
+
+def test_seconds_by_hand(prepared: Path) -> None:
+    stage = make_plan(open_run(str(prepared)), 1).stages[0]
+    speed = plan_view.Speed(stage.flops, 2, False, "2 CPU cores")
+    assert plan_view.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_view.EFFICIENCY))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (1234567, "1.23 M"), (2.5e10, "25 G"), (3e18, "3 E")]
+)
+def test_amount(number: float, text: str) -> None:
+    assert plan_view.amount(number) == text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,8 @@ def finish_run(config: RunConfig, folder: Path) -> None:
     )
     exported = export_run(config, folder)
     report = write_report(config, folder)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without Chinese must not fail a finished run
+        sys.stdout.reconfigure(errors="replace")
     console = Console()
     show(read_outcome(config, folder), exported, report, console if console.is_terminal else Console(width=WIDTH))
 

@@ -11,8 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(program: Path, world_size: int, *arguments: str, timeout: float = 240.0) -> None:
-    """Run ``program`` as ``world_size`` ranks; raise with their output unless all end with status 0."""
+def start(
+    program: Path, world_size: int, *arguments: str, timeout: float = 240.0, extra: dict[str, str] | None = None
+) -> None:
+    """Run ``program`` as ``world_size`` ranks; raise with their output unless all end with status 0.
+
+    ``extra``: environment variables over the usual ones.
+    """
     rendezvous = Path(os.environ.get("TMPDIR", "/tmp")) / f"zhengliu-{uuid.uuid4().hex}"
     processes = []
     for rank in range(world_size):
@@ -25,6 +30,7 @@ def start(program: Path, world_size: int, *arguments: str, timeout: float = 240.
             "GLOO_SOCKET_IFNAME": "lo",
             "ZHENGLIU_RENDEZVOUS": f"file://{rendezvous}",
             "PYTHONPATH": str(ROOT),
+            **(extra or {}),
         }
         command = [sys.executable, str(program), *arguments]
         pipe = subprocess.PIPE

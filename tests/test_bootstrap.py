@@ -113,7 +113,7 @@ def test_a_python_that_is_too_old(project: Path) -> None:
     assert "Python 3.11 or newer is needed, but python3 here is Python 3.9.2" in done.stderr
     done = bootstrap(project, PYTHON="python3")
     assert "PYTHON=python3 is older than Python 3.11" in done.stderr
-    assert "cannot be started" in bootstrap(project, PYTHON="nothing").stderr
+    assert "not a program that can be started" in bootstrap(project, PYTHON="nothing").stderr
     assert installations(project) == 0
 
 

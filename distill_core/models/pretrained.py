@@ -154,7 +154,7 @@ def _no_progress_bars() -> None:
     """A bar a file would fill rank 0's log, which is a file."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _first_line(error: Exception) -> str:

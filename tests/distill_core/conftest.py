@@ -11,7 +11,7 @@ import torch
 from data_prep.config import DataConfig, MaskConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.pipeline import prepare
-from tests.distill_core.finished import Finished, make_finished
+from tests.distill_core.finished import Finished, copy_finished, make_finished
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,12 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return prepare(config, tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def finished_once(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return make_finished(tiny_corpus, tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture
-def finished(tiny_corpus: Corpus, tmp_path: Path) -> Finished:
-    """A run folder of two finished stages with untrained models."""
-    return make_finished(tiny_corpus, tmp_path)
+def finished(finished_once: Finished, tmp_path: Path) -> Finished:
+    """A run folder of two finished stages with untrained models; each test's own copy."""
+    return copy_finished(finished_once, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def make_finished(corpus: Corpus, output: Path) -> Finished:
     for index in range(len(config.stages)):
         make_stage(config, index, corpus)
     return Finished(config, folder, corpus)
+
+
+def copy_finished(original: Finished, output: Path) -> Finished:
+    config = run_config(original.corpus, output)
+    shutil.copytree(original.folder, config.folder)
+    (config.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    return Finished(config, config.folder, original.corpus)
 
 
 def make_stage(config: RunConfig, index: int, corpus: Corpus) -> None:

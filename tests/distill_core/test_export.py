@@ -170,9 +170,7 @@ def test_a_rename_that_fails_half_way_puts_the_old_one_back(
     assert [path.name for path in folder.parent.iterdir()] == ["student"]
 
 
-def test_an_export_that_computes_something_else_is_refused(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_computes_something_else_is_refused(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     write = export.write_folder
 
     def spoiled(outcome: Any, stage: Any, target: Path) -> None:

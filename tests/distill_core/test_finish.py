@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,13 @@ def test_finish_leaves_everything_and_twice_gives_the_same(
         assert part in said, part
     assert f"distill monitor {finished.folder}" in said
     assert str(finished.folder / "export" / "student") in said and str(finished.folder / "report.html") in said
+
+
+def test_a_locale_without_chinese(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    finish_run(finished.config, finished.folder)
+    assert b"unigram baseline" in raw.getvalue() and b"distill monitor" in raw.getvalue()
 
 
 def test_latency_has_every_model_and_guesses_first_and_last(finished: Finished) -> None:

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import DataError, OutputError
+from data_prep import pipeline
+from data_prep.config import DataConfig, SourceConfig, TokenizerConfig
+from data_prep.corpus import Corpus
+from data_prep.pipeline import Progress, prepare, verify
+from tests.data_prep.conftest import sample_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Relative name -> hash of every file that is data (the manifest tells the time it took)."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (".lock",))
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p != folder / "manifest.json"
+    }
+
+
+def stable(manifest: dict[str, object]) -> dict[str, object]:
+    return {k: v for k, v in manifest.items() if k not in ("seconds", "megabytes_per_second")}
+
+
+def small(tmp_path: Path, **changes: object) -> DataConfig:
+    """Two files: jsonl.gz with bad records, and text in several blocks."""
+    texts = [f"第{i}篇文章讲的是{'春夏秋冬'[i % 4]}天的故事。今天天气很好，我们去公园散步{i}次！" for i in range(60)]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        for i, text in enumerate(texts[:30]):
+            file.write(json.dumps({"id": f"a{i}", "text": text}, ensure_ascii=False) + "\n")
+        file.write('not json\n{"title": "no text"}\n{"text": ""}\n{"text": "短"}\n')
+    (tmp_path / "b.txt").write_text("\n\n".join(texts[30:]) + "\n", encoding="utf-8")
+    sources = [SourceConfig(path=str(tmp_path / name)) for name in ("a.jsonl.gz", "b.txt")]
+    return sample_config(sources=sources, tokenizer=TokenizerConfig(vocab_size=300), **changes)
+
+
+def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    corpora = [
+        prepare(config.model_copy(update={"workers": workers}), tmp_path / f"data-{workers}") for workers in (1, 2)
+    ]
+    assert tree(corpora[0].folder) == tree(corpora[1].folder)
+    assert stable(corpora[0].manifest) == stable(corpora[1].manifest)
+    assert corpora[0].hash == corpora[1].hash
+
+
+def test_every_record_is_accounted_for(tmp_path: Path) -> None:
+    manifest = prepare(small(tmp_path), tmp_path / "data").manifest
+    assert manifest["documents"] == 60
+    assert manifest["dropped"] == {"empty": 1, "no_text": 1, "not_json": 1, "too_short": 1}
+    splits = manifest["splits"]
+    assert splits["train"]["documents"] + splits["held_out"]["documents"] == 60
+    assert splits["held_out"]["documents"] == 6  # the exact quantile in a small corpus
+    assert manifest["segmenter"]["name"] == "rjieba" and manifest["segmenter"]["hash"]
+
+
+def test_finished_data_is_kept(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    prepare(config, tmp_path / "data")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*") if p.is_file() and p.name != ".lock"}
+    prepare(config, tmp_path / "data")
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    prepare(config, tmp_path / "data")
+    with pytest.raises(DataError, match=r"seed: 1337 -> 1") as error:
+        prepare(config.model_copy(update={"seed": 1}), tmp_path / "data")
+    assert "another data.folder" in str(error.value)
+
+
+def test_changed_input_is_refused(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    prepare(config, tmp_path / "data")
+    with (tmp_path / "b.txt").open("a") as file:
+        file.write("\n新的一段。\n")
+    with pytest.raises(DataError, match=r"b\.txt: \d+ -> \d+ bytes"):
+        prepare(config, tmp_path / "data")
+
+
+def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished shards are kept, the rest is made, and the result is that of an undisturbed run."""
+    config = small(tmp_path)
+    whole = prepare(config, tmp_path / "whole")
+    made: list[str] = []
+    real = pipeline.prepare_block
+
+    def interrupted(task):  # type: ignore[no-untyped-def]
+        made.append(task.name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "prepare_block", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "data")
+    with pytest.raises(DataError, match="holds no prepared data"):
+        Corpus.open(tmp_path / "data")
+    (tmp_path / "data" / "shards" / ".tmp-left-behind").mkdir()
+    resumed: list[Progress] = []
+    again = prepare(config, tmp_path / "data", resumed.append)
+    assert len(resumed) == 1  # of two shards, only the second
+    assert tree(again.folder) == tree(whole.folder)
+    assert again.hash == whole.hash
+
+
+def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    first = prepare(config, tmp_path / "data")
+    expected = tree(first.folder)
+    (tmp_path / "data" / "manifest.json").unlink()
+    victim = next((tmp_path / "data" / "shards").rglob("tokens.bin"))
+    victim.write_bytes(victim.read_bytes()[:-2])
+    prepare(config, tmp_path / "data")
+    assert tree(tmp_path / "data") == expected
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(tmp_path: Path) -> None:
+    program = (
+        "import sys, os, signal\n"
+        "from pathlib import Path\n"
+        "from data_prep import pipeline\n"
+        "from tests.data_prep.test_pipeline import killer, small\n"
+        "if __name__ == '__main__':\n"
+        "    pipeline.prepare_block = killer\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    try:\n"
+        "        pipeline.prepare(small(folder, workers=2), folder / 'data')\n"
+        "    except Exception as error:\n"
+        "        print(type(error).__name__, error)\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.startswith("DataError A preparation worker was killed"), run.stdout + run.stderr
+
+
+def killer(task: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_two_preparations_do_not_collide(tmp_path: Path) -> None:
+    with (
+        pipeline.locked(tmp_path / "data"),
+        pytest.raises(DataError, match="being prepared by another process"),
+    ):
+        prepare(small(tmp_path), tmp_path / "data")
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "0 usable"), ("只有一篇文章在这里。\n", "1 usable")])
+def test_too_little_text(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "c.txt").write_text(text, encoding="utf-8")
+    config = sample_config(sources=[SourceConfig(path=str(tmp_path / "c.txt"))])
+    with pytest.raises(DataError) as error:
+        prepare(config, tmp_path / "data")
+    assert "c.txt" in str(error.value) or found in str(error.value) or "corpus" in str(error.value)
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Cannot write"):
+        prepare(small(tmp_path), tmp_path / "file" / "data")
+
+
+def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path), tmp_path / "data").folder
+    assert verify(folder) == []
+    victim = next((folder / "shards").rglob("ids.bin"))
+    content = bytearray(victim.read_bytes())
+    content[0] ^= 1
+    victim.write_bytes(bytes(content))
+    (trouble,) = verify(folder)
+    assert str(victim) in trouble
+
+
+def test_killed_anywhere_the_result_is_the_same(tmp_path: Path) -> None:
+    """SIGKILL of the whole preparation at several moments; each restart ends in the same bytes."""
+    config = small(tmp_path)
+    expected = tree(prepare(config, tmp_path / "whole").folder)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom data_prep.pipeline import prepare\n"
+        "from tests.data_prep.test_pipeline import small\n"
+        "if __name__ == '__main__':\n"
+        "    print('ready', flush=True)\n"
+        "    prepare(small(Path(sys.argv[1])), Path(sys.argv[2]))\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    rng = np.random.default_rng(0)
+    for trial in range(4):
+        target = tmp_path / f"data-{trial}"
+        # Each start writes the inputs again; with the old times they are the same inputs.
+        times = {p: p.stat() for p in (tmp_path / "a.jsonl.gz", tmp_path / "b.txt")}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(script), str(tmp_path), str(target)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(float(rng.uniform(0.0, 0.6)))
+        process.kill()
+        process.wait()
+        for path, stat in times.items():
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        prepare(config, target)
+        assert {k.split("/")[-1]: v for k, v in tree(target).items()} == {
+            k.split("/")[-1]: v for k, v in expected.items()
+        }

@@ -63,6 +63,7 @@ def start_ranks(timeout_minutes: float = 30.0) -> Rank:
     cuda = torch.cuda.is_available()
     if not cuda:
         environment.setdefault("DS_ACCELERATOR", "cpu")
+    environment.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it even for one rank
     environment.setdefault("MASTER_ADDR", "127.0.0.1")
     environment.setdefault("MASTER_PORT", "29500")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -174,6 +175,7 @@ class Engine:
         )
         self._adam = adam
         self._zero_stage = training.zero_stage
+        self._norm = 0.0
         self._parameters = [parameter for _, parameter in module.named_parameters()]
         self.module = module
         self._make_moments(0 if state is None else state.optimizer_steps)
@@ -196,14 +198,16 @@ class Engine:
 
     def step(self, learning_rate: float) -> None:
         """Clip, update, clear."""
+        if self._zero_stage == 0:  # the only stage in which DeepSpeed does not tell the norm
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
 
     def gradient_norm(self) -> float:
-        """Global norm before clipping of the last step; nan where DeepSpeed does not tell it."""
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Global norm before clipping of the last step."""
+        return self._norm if self._zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
     # ------------------------------------------------------------ state
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.masking import Masks, MaskRule, draw
+from data_prep.masking import MaskRule, Masks, draw
 from data_prep.shards import Index, map_array, read_index, read_manifest, shard_trouble
 
 Ints = NDArray[np.int64]
@@ -49,7 +49,9 @@ def offsets_of(counts: NDArray[np.integer]) -> Ints:
 class ShardSplit:
     """One split of one shard, mapped."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], corpus: dict[str, Any], ordinal: int, bit: np.uint64) -> None:
+    def __init__(
+        self, folder: Path, facts: dict[str, Any], corpus: dict[str, Any], ordinal: int, bit: np.uint64
+    ) -> None:
         tokens, sequences, pieces = facts["tokens"], facts["sequences"], facts["pieces"]
         self.folder = folder
         self.base = np.uint64(ordinal << 32) | bit

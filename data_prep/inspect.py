@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from data_prep.corpus import Corpus, SplitName
 from data_prep.tokenizer import open_tokenizer
 
 LEGEND = (
-    "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 selected but "
-    "kept: a word is always selected whole."
+    "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 "
+    "selected but kept: a word is always selected whole."
 )
 
 
@@ -45,7 +46,7 @@ def draw_sequence(
     """
     starts = [*np.flatnonzero(~continues).tolist(), len(ids)]
     words = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in itertools.pairwise(starts):
         word = join([entries[i] for i in ids[begin:end]])
         if any(place in replaced for place in range(begin, end)):
             after = join([entries[replaced.get(place, int(ids[place]))] for place in range(begin, end)])

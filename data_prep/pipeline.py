@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -148,8 +150,8 @@ def held_out_threshold(config: DataConfig, blocks: list[tuple[Reader, Block]]) -
     if len(hashes) < 2:
         dropped = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items()) or "nothing dropped"
         raise DataError(
-            f"The corpus has {len(hashes)} usable documents ({dropped}); at least two different ones are needed, one of "
-            "them for the held-out split. In .txt files a blank line stands between documents."
+            f"The corpus has {len(hashes)} usable documents ({dropped}); at least two different ones are needed, one "
+            "of them for the held-out split. In .txt files a blank line stands between documents."
         )
     return hashes[max(1, min(len(hashes) - 1, round(config.held_out * len(hashes))))]
 
@@ -193,7 +195,8 @@ def in_processes(tasks: list[Task], workers: int | None) -> Iterator[dict[str, A
         yield from map(prepare_block, tasks)
         return
     # Spawned, not forked: tokenizers and numba keep threads, which do not survive a fork.
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         # The largest blocks first, so that no worker is left alone with one at the end.
         running: dict[Future[dict[str, Any]], Task] = {
             pool.submit(prepare_block, task): task for task in sorted(tasks, key=block_size, reverse=True)
@@ -211,6 +214,15 @@ def in_processes(tasks: list[Task], workers: int | None) -> Iterator[dict[str, A
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """In a worker: end when the preparing process ends, even by SIGKILL (Linux; it would wait for work forever)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def block_size(task: Task) -> int:

@@ -242,6 +242,8 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """This rank's share of ``limit`` held-out sequences under mask view 0: the same ones at every evaluation."""
     index, _ = samples(0, min(limit, len(split)), len(split), seed)
+    if len(index) < world_size:  # every rank needs one; whole copies leave the means as they are
+        index = np.tile(index, world_size)
     for micro in cut(split.lengths(index), world_size, micro_batch_tokens):
         mine = index[micro[rank]]
         yield make_batch(split, mine, np.zeros(len(mine), np.int64), kernel)

@@ -6,7 +6,9 @@ the training loop and the checkpoint need: backward, step, gradient norm, full f
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -170,9 +172,10 @@ class Engine:
             eps=training.optimizer.eps,
             fused=True,
         )
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory figures on every rank, asked or not
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
+            )
         self._adam = adam
         self._zero_stage = training.zero_stage
         self._norm = 0.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from configs.errors import ConfigError, DataError, output_error
 from data_prep.tokenizer import open_tokenizer
 from distill_core.config import DistillStage, PretrainStage, RunConfig
+from distill_core.data import cut
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.initialise import check_layers
@@ -27,6 +29,7 @@ def check(config: RunConfig, world_size: int) -> None:
                 f"{who}: a batch cannot be cut: global_batch_size {stage.training.global_batch_size} is smaller than "
                 f"the {world_size} ranks; every rank needs at least one sequence."
             )
+        check_cut(config, index, world_size, who)
         student = student_shape(config, index, vocab_size)
         check_shape(config, index, student, who)
         if isinstance(stage, DistillStage):
@@ -40,6 +43,16 @@ def check(config: RunConfig, world_size: int) -> None:
                     Objective(stage.objective, aligned, teacher)
                 except ConfigError as error:
                     raise ConfigError(f"{who}: {error}") from None
+
+
+def check_cut(config: RunConfig, index: int, world_size: int, who: str) -> None:
+    """The worst batch is one of longest sequences only: what can be cut then can always be cut."""
+    training = config.stages[index].training
+    longest = np.full(training.global_batch_size, config.data.sequences.max_length)
+    try:
+        cut(longest, world_size, training.micro_batch_tokens)
+    except DataError as error:
+        raise ConfigError(f"{who}: {error}") from None
 
 
 def check_writable(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from data_prep.config import DataConfig, MaskConfig, SequenceConfig, SourceConfig, TokenizerConfig

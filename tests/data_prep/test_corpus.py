@@ -61,7 +61,8 @@ def test_sequences_begin_and_end_as_they_should(sample_corpus: Corpus) -> None:
     lengths = np.diff(gathered.offsets)
     assert (gathered.ids[gathered.offsets[:-1]] == sample_corpus.special_ids["cls"]).all()
     assert (gathered.ids[gathered.offsets[1:] - 1] == sample_corpus.special_ids["sep"]).all()
-    assert not gathered.continues[gathered.offsets[:-1]].any() and not gathered.continues[gathered.offsets[1:] - 1].any()
+    assert not gathered.continues[gathered.offsets[:-1]].any()
+    assert not gathered.continues[gathered.offsets[1:] - 1].any()
     assert lengths.max() <= sample_corpus.max_length
     assert np.array_equal(lengths, train.lengths(everything(sample_corpus)))
 

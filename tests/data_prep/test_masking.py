@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.masking import Masks, MaskRule, draw
+from data_prep.masking import MaskRule, Masks, draw
 
 SPECIALS = (0, 1, 2, 3, 4)
 RULE = MaskRule(rate=0.15, mask=0.8, random=0.1, mask_id=4, vocab_size=300, special_ids=SPECIALS)

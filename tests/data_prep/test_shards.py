@@ -74,9 +74,13 @@ def test_an_empty_split_is_sound(tmp_path: Path) -> None:
 
 
 def test_nothing_under_the_final_name_until_finish(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path / "s", U16) as writer:
-        writer.splits["train"].add_document(document(4))
-        raise RuntimeError("stop")
+    def interrupted() -> None:
+        with ShardWriter(tmp_path / "s", U16) as writer:
+            writer.splits["train"].add_document(document(4))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from configs.loader import Config, runtime
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of runs and stages: they become folder names."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -102,3 +105,20 @@ class DataConfig(Config):
     seed: int = 1337
     workers: int | None = runtime(None, ge=1)
     """Processes; default: one per core."""
+
+
+class PrepConfig(Config):
+    """The part of a run file that preparation reads; ``distill_core.config.RunConfig`` adds the rest."""
+
+    name: str = Field(pattern=NAME)
+    output: str = runtime("runs")
+    """The run folder is `output`/`name`."""
+    data: DataConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.data.folder) if self.data.folder else self.folder / "data"

@@ -63,8 +63,8 @@ def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], 
         began = time.monotonic()
         readers = open_sources(config)
         blocks = [(reader, block) for reader in readers for block in reader.blocks(config.block_megabytes << 20)]
-        tokenizer = make_tokenizer(config, readers, folder)
         threshold = held_out_threshold(config, blocks)
+        tokenizer = make_tokenizer(config, readers, folder)
         identity = identity_of(config)
         key = [identity, tokenizer.hash, describe_segmenter(config.segment), threshold]
         tasks = [

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError, output_error
 from configs.loader import differences
+from data_prep.shards import file_hash, sync
 from distill_core.engine import Engine, FullState, Rank
 
 FILES = ("weights.safetensors", "moments.safetensors", "state.json")
@@ -102,23 +102,6 @@ def _write(folder: Path, step: int, state: FullState, identity: dict[str, Any]) 
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def sync(path: Path) -> None:
-    """fsync a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _drop_old(folder: Path, keep_last: int) -> None:

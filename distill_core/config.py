@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
-from data_prep.config import DataConfig
+from data_prep.config import NAME, PrepConfig
 from distill_core.models.config import ModelConfig
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 else:  # one union over the registry, so that a new loss file is a new `kind` and errors name the right keys
     _CONFIGS = tuple(OBJECTIVES[name].Config for name in OBJECTIVES)
     AnyTerm = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class OptimizerConfig(Config):
@@ -151,14 +149,10 @@ class EvaluationConfig(Config):
         return value
 
 
-class RunConfig(Config):
+class RunConfig(PrepConfig):
     """A whole run: data, the chain of stages, where it runs and what is reported."""
 
-    name: str = Field(pattern=NAME)
-    output: str = runtime("runs")
-    """The run folder is `output`/`name`."""
     seed: int = 1337
-    data: DataConfig
     stages: list[Stage] = Field(min_length=1)
     launch: LaunchConfig = runtime(default_factory=LaunchConfig)
     evaluation: EvaluationConfig = runtime(default_factory=EvaluationConfig)
@@ -179,14 +173,6 @@ class RunConfig(Config):
                     f"{self.data.sequences.max_length}; raise the first or lower the second"
                 )
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output) / self.name
-
-    @property
-    def data_folder(self) -> Path:
-        return Path(self.data.folder) if self.data.folder else self.folder / "data"
 
     def stage_folder(self, index: int) -> Path:
         return self.folder / "stages" / f"{index + 1:02d}-{self.stages[index].name}"

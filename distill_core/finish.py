@@ -15,7 +15,7 @@ from rich.text import Text
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
-from distill_core import checkpoint
+from data_prep.shards import file_hash
 from distill_core.config import RunConfig
 from distill_core.data import held_out_batches
 from distill_core.evaluate import fill_mask, latency
@@ -97,7 +97,7 @@ def fingerprints(models: dict[str, str]) -> dict[str, str]:
     found = {}
     for name, source in models.items():
         weights = [path for w in pretrained.WEIGHTS if (path := Path(source) / w).is_file()]
-        found[name] = checkpoint.file_hash(weights[0]) if weights else source
+        found[name] = file_hash(weights[0]) if weights else source
     return found
 
 

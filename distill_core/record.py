@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from configs.errors import output_error
-from distill_core import checkpoint
+from data_prep.shards import sync
 from distill_core.build import Parts
 from distill_core.config import DistillStage
 from distill_core.evaluate.masked_lm import HeldOut
@@ -63,7 +63,7 @@ def write_done(parts: Parts, quality: HeldOut, seconds: float) -> None:
     aside = parts.folder / "DONE.json.tmp"
     try:
         aside.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-        checkpoint.sync(aside)
+        sync(aside)
         os.replace(aside, parts.folder / "DONE.json")
     except OSError as error:
         raise output_error(parts.folder, error) from error

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
+from data_prep.shards import file_hash
 from distill_core import checkpoint
 from distill_core.build import Parts, build, teacher_source
 from distill_core.config import DistillStage, RunConfig, TrainingConfig
@@ -135,7 +136,7 @@ def stage_identity(config: RunConfig, index: int, corpus: Corpus) -> dict[str, A
     if isinstance(stage, DistillStage):
         source = teacher_source(config, stage)
         weights = [path for name in pretrained.WEIGHTS if (path := Path(source) / name).is_file()]
-        identity["teacher"] = checkpoint.file_hash(weights[0]) if weights else source
+        identity["teacher"] = file_hash(weights[0]) if weights else source
     return identity
 
 

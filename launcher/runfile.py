@@ -7,31 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from configs import loader
 from configs.errors import ConfigError
-from configs.loader import Config, Origins
-from data_prep.config import DataConfig
+from configs.loader import Origins
+from data_prep.config import PrepConfig
 
 if TYPE_CHECKING:
     from distill_core.config import RunConfig
-
-
-class PrepConfig(Config):
-    """What preparation needs of a run file; must agree with the same fields of ``RunConfig``."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: str = "runs"
-    data: DataConfig
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output) / self.name
-
-    @property
-    def data_folder(self) -> Path:
-        return Path(self.data.folder) if self.data.folder else self.folder / "data"
 
 
 def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 else:  # one union over the registry, so that a new loss file is a new `kind` and errors name the right keys
     _CONFIGS = tuple(OBJECTIVES[name].Config for name in OBJECTIVES)
     AnyTerm = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
+
+
+# What may be handed through to DeepSpeed's configuration; everything else is generated (engine.py).
+DEEPSPEED_KEYS = (
+    "activation_checkpointing",
+    "comms_logger",
+    "communication_data_type",
+    "disable_allgather",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "sparse_gradients",
+    "wall_clock_breakdown",
+    "zero_optimization",
+)
 
 
 class OptimizerConfig(Config):
@@ -55,6 +73,21 @@ class TrainingConfig(Config):
     log_every: int = runtime(10, ge=1)
     deepspeed: dict[str, Any] = runtime({})
     """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _known_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key not in DEEPSPEED_KEYS:
+                near = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DEEPSPEED_KEYS)}"
+                raise ValueError(
+                    f"{key!r} is not passed on to DeepSpeed (which ignores keys it does not know): it is set from the "
+                    f"typed keys of `training`, or does not exist; {hint}"
+                )
+        if "stage" in value.get("zero_optimization", {}):
+            raise ValueError("set the ZeRO stage with training.zero_stage, not inside zero_optimization")
+        return value
 
     @model_validator(mode="after")
     def _stage_zero_is_fp32(self) -> TrainingConfig:

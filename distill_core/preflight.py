@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from configs.errors import ConfigError, DataError, output_error
+from configs.errors import ConfigError, DataError, OutputError, output_error
 from data_prep.tokenizer import open_tokenizer
 from distill_core.config import DistillStage, PretrainStage, RunConfig
 from distill_core.data import cut
@@ -22,6 +23,7 @@ def check(config: RunConfig, world_size: int) -> None:
     """Raise the first of: ConfigError, DataError, OutputError, that ``config`` would meet on the way."""
     check_writable(config.folder)
     vocab_size = given_vocabulary(config)
+    check_disk(config, vocab_size)
     for index, stage in enumerate(config.stages):
         who = f"stage {stage.name!r}"
         if stage.training.global_batch_size < world_size:
@@ -64,6 +66,25 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def check_disk(config: RunConfig, vocab_size: int | None) -> None:
+    """Raise OutputError when the stages' checkpoints and models will not fit on the disk.
+
+    A checkpoint holds 12 bytes a parameter (fp32 weight and two moments), and one is written beside those kept.
+    """
+    needed = 0
+    for index, stage in enumerate(config.stages):
+        if not (config.stage_folder(index) / "DONE.json").exists():
+            parameters = student_shape(config, index, vocab_size).parameters()
+            needed += parameters * (12 * (stage.training.keep_last + 1) + 4)
+    free = shutil.disk_usage(config.folder).free
+    if needed > free:
+        raise OutputError(
+            f"The checkpoints and models of this run need about {needed / 1e9:.2f} GB, but {config.folder} has only "
+            f"{free / 1e9:.2f} GB free. Free some space, choose another folder with `output=...`, or lower "
+            "training.keep_last."
+        )
 
 
 def given_vocabulary(config: RunConfig) -> int | None:

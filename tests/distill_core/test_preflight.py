@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +84,12 @@ def test_batches_that_cannot_be_cut(tmp_path: Path, teacher: Path) -> None:
 def test_an_unwritable_run_folder(tmp_path: Path, teacher: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     refused(run_config(tmp_path, teacher, str(teacher / "vocab.txt")), OutputError, "Cannot write")
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(tmp_path, teacher, str(teacher / "vocab.txt"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000))
+    refused(config, OutputError, "0.00 GB free")
 
 
 def test_too_few_positions(tmp_path: Path, teacher: Path) -> None:

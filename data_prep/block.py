@@ -20,7 +20,8 @@ from data_prep.masking import MaskRule, draw
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
-from data_prep.tokenizer import Tokenizer, open_tokenizer
+from data_prep.tokenizer import open_tokenizer
+from data_prep.tokenizer_base import Tokenizer
 from data_prep.variants import VARIANTS, Sequences
 
 BATCH = 64

@@ -32,7 +32,8 @@ from data_prep.documents import Block, Counts
 from data_prep.readers import Reader, open_sources
 from data_prep.segment import describe_segmenter
 from data_prep.shards import FORMAT, map_array, read_manifest, shard_trouble, write_array, write_json
-from data_prep.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from data_prep.tokenizer import open_tokenizer, train_tokenizer
+from data_prep.tokenizer_base import Tokenizer
 
 SMALL_CORPUS_BYTES = 32 << 20
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from data_prep.tokenizer import SPECIALS, Encoded, Tokenizer, library, read_bytes
+from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes
 
 # Which entry plays the part of ours; models in the wild name them in these ways.
 _ALIASES = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from configs.errors import DataError
 from data_prep.clean import sentences
 from data_prep.config import TokenizerConfig
-from data_prep.tokenizer import SPECIALS, library
+from data_prep.tokenizer_base import SPECIALS, library
 from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece
 from data_prep.tokenizer_wordpiece import HAN, WordPieceTokenizer
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from configs.errors import DataError
 from data_prep.config import TokenizerConfig
-from data_prep.tokenizer import SPECIALS, Encoded, Tokenizer, library, read_bytes
+from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes
 
 # As in BERT's `_is_chinese_char`: these are tokens by themselves.
 HAN = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.config import TokenizerConfig
 from data_prep.readers import SAMPLE
-from data_prep.tokenizer import SPECIALS, Tokenizer
+from data_prep.tokenizer_base import SPECIALS, Tokenizer
 
 SAMPLE_TEXT = "".join(path.read_text(encoding="utf-8") for path in sorted(SAMPLE.glob("*.txt")))
 SAMPLE_LINES = [line for line in SAMPLE_TEXT.split("\n") if line]

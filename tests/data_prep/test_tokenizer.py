@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError, OutputError
 from data_prep import tokenizer_wordpiece
-from data_prep.tokenizer import SPECIALS, Tokenizer, open_tokenizer
+from data_prep.tokenizer import open_tokenizer
+from data_prep.tokenizer_base import SPECIALS, Tokenizer
 from tests.data_prep.awkward import AWKWARD, LINES, SAMPLE_LINES, check_auto_tokenizer, config, ids, without_specials
 
 

@@ -14,7 +14,8 @@ import pytest
 from configs.errors import DataError
 from data_prep.config import TokenizerConfig
 from data_prep.readers import SAMPLE
-from data_prep.tokenizer import SPECIALS, open_tokenizer, train_tokenizer
+from data_prep.tokenizer import open_tokenizer, train_tokenizer
+from data_prep.tokenizer_base import SPECIALS
 from data_prep.tokenizer_training import first_characters
 
 LATIN = "the quick brown fox jumps over lazy dogs while training tokenizers deterministically again and again"

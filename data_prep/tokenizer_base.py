@@ -1,0 +1,151 @@
+"""What every tokenizer is: ids with character offsets for preparation, and the same one for `transformers`."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from configs.errors import DataError, output_error
+
+SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+MIN_ENTRIES = 10
+
+Encoded = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
+
+
+def library() -> Any:
+    """The package `tokenizers`, with its own threads off unless the user asked for them.
+
+    Preparation runs one process per core; threads on top of that only compete, and warn after a fork.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tokenizers
+
+    return tokenizers
+
+
+class Tokenizer(ABC):
+    """Ids and offsets of sentences. No text becomes a special id: ``[MASK]`` in the corpus is just text."""
+
+    kind: str
+    vocab_size: int
+    dtype: np.dtype[Any]
+    """uint16, or uint32 for more than 65536 entries."""
+    special_ids: dict[str, int]
+    """Ids of ``pad``, ``unk``, ``cls``, ``sep``, ``mask``."""
+    hash: str
+    """Of the ordered entries and of all settings that change ids."""
+
+    def __init__(self, pieces: Sequence[str], specials: dict[str, str], settings: dict[str, Any], where: str) -> None:
+        """Check the vocabulary.
+
+        Args:
+            pieces: the entries in the order of their ids.
+            specials: for each of pad, unk, cls, sep and mask the entry that plays the part.
+            settings: everything else that ids depend on (JSON values).
+            where: path of the vocabulary, for messages.
+
+        Raises:
+            DataError: too few entries, one that stands twice, a special one that is missing.
+        """
+        if len(pieces) < MIN_ENTRIES:
+            raise DataError(
+                f"{where} has {len(pieces)} entries; a vocabulary has one entry a line and at least "
+                f"{MIN_ENTRIES} of them. Give another `data.tokenizer.vocab`."
+            )
+        ids: dict[str, int] = {}
+        for position, piece in enumerate(pieces):
+            if piece in ids:
+                raise DataError(
+                    f"{where}: the entry {piece!r} stands twice (entries {ids[piece] + 1} and "
+                    f"{position + 1}), so that its id is not clear. Remove the duplicate, or use the file "
+                    "the model came with."
+                )
+            ids[piece] = position
+        missing = [entry for entry in specials.values() if entry not in ids]
+        if missing:
+            raise DataError(
+                f"{where} has no entry {' and no '.join(missing)}; masked language modelling needs "
+                f"{', '.join(SPECIALS.values())}. Use the vocabulary of a BERT-like model, or leave "
+                "`data.tokenizer.vocab` out to train one."
+            )
+        self.pieces = list(pieces)
+        self.specials = dict(specials)
+        self.settings = dict(settings)
+        self.vocab_size = len(pieces)
+        self.dtype = np.dtype(np.uint16 if len(pieces) <= 65536 else np.uint32)
+        self.special_ids = {name: ids[entry] for name, entry in specials.items()}
+        content = json.dumps([self.kind, self.settings, self.specials, self.pieces], ensure_ascii=True, sort_keys=True)
+        self.hash = xxhash.xxh3_128_hexdigest(content.encode("ascii"))
+
+    @abstractmethod
+    def encode(self, sentences: Sequence[str]) -> list[Encoded]:
+        """For each sentence its ids (``dtype``) and their starts (int64, characters into that sentence).
+
+        No [CLS] and [SEP]; starts do not decrease (one character may become several tokens).
+
+        Raises:
+            DataError: a sentence is not valid Unicode (a lone surrogate).
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary and what ``AutoTokenizer.from_pretrained(folder)`` needs.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+
+    def decode_token(self, id: int) -> str:
+        """The vocabulary entry of ``id``."""
+        return self.pieces[id]
+
+    def _write(self, folder: Path, files: dict[str, bytes], hugging_face: Any, config: dict[str, Any]) -> None:
+        """Write ``files``, tokenizer.json (with special tokens) and tokenizer_config.json."""
+        tokenizers = library()
+        names = self.specials
+        hugging_face.add_special_tokens(
+            [tokenizers.AddedToken(entry, special=True, normalized=False) for entry in names.values()]
+        )
+        hugging_face.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{names['cls']}:0 $A:0 {names['sep']}:0",
+            pair=f"{names['cls']}:0 $A:0 {names['sep']}:0 $B:1 {names['sep']}:1",
+            special_tokens=[(names[part], self.special_ids[part]) for part in ("cls", "sep")],
+        )
+        config = {**config, **{f"{part}_token": entry for part, entry in names.items()}}
+        files = {
+            **files,
+            "tokenizer.json": hugging_face.to_str(pretty=False).encode("utf-8"),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode("utf-8"),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                # Renamed into place: another process may be opening the folder at this moment.
+                temporary = folder / f".{name}.{os.getpid()}"
+                temporary.write_bytes(content)
+                temporary.replace(folder / name)
+        except OSError as error:
+            raise output_error(folder, error) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a vocabulary file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"Cannot read the vocabulary {path}: {error.strerror or error}. Correct `data.tokenizer.vocab`."
+        ) from None

@@ -18,7 +18,7 @@ quickstart: install ## Distil a small encoder from the packaged sample corpus, i
 	@$(BIN)/distill run quickstart
 
 test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: install ## ruff
 	@$(BIN)/ruff check .

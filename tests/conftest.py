@@ -1,4 +1,7 @@
-"""With CI=true a skipped test is a failed one: a check that did not run must not look like one that passed."""
+"""With CI=true a skipped test is a failed one: a check that did not run must not look like one that passed.
+
+Slow files are started first.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,8 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
 def pytest_make_collect_report() -> Generator[None, Any, None]:
     outcome = yield
     _fail_if_skipped(outcome.get_result())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("chain") is None and item.get_closest_marker("ranks") is None)

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from configs.errors import DataError
 from data_prep.clean import clean, sentences
 from data_prep.config import DataConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
@@ -52,14 +53,24 @@ def document_hash(text: str, seed: int) -> int:
 
 
 def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) -> Iterator[str]:
-    """The cleaned texts of a block; what is dropped is counted by reason."""
-    for document in reader.documents(block, counts):
-        text, reason = clean(document.text, config.clean)
-        if text is None:
-            counts["documents"] -= 1  # the reader counted it as read
-            counts.drop(reason)
-        else:
-            yield text
+    """The cleaned texts of a block; what is dropped is counted by reason.
+
+    Raises:
+        DataError: the system cannot read on. (As an ``OSError`` it would pass for one met while writing.)
+    """
+    try:
+        for document in reader.documents(block, counts):
+            text, reason = clean(document.text, config.clean)
+            if text is None:
+                counts["documents"] -= 1  # the reader counted it as read
+                counts.drop(reason)
+            else:
+                yield text
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {block.path}: {error.strerror or error}. Check the disk, and start again: finished shards "
+            "are kept."
+        ) from error
 
 
 def prepare_block(task: Task) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,14 @@ def convert(corpus: Corpus, split: SplitName, to: str, out: Path) -> int:
         OutputError: the file cannot be written.
     """
     write = FORMATS[to]
+    aside = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(batches(corpus, split), out)
+        write(batches(corpus, split), aside)
+        os.replace(aside, out)
     except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
         raise output_error(out, error) from error
     return len(corpus.split(split))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from configs.errors import DataError
 from data_prep.masking import MaskRule, Masks, draw
-from data_prep.shards import Index, map_array, read_index, read_manifest, shard_trouble
+from data_prep.shards import Index, allow_open_files, map_array, read_index, read_manifest, shard_trouble
 
 Ints = NDArray[np.int64]
 SplitName = Literal["train", "held_out"]
@@ -213,8 +213,10 @@ class Corpus:
             DataError: unless the manifest is there and every file of every shard has its size.
         """
         manifest = read_manifest(folder)
-        for shard in manifest["shards"]:
-            troubles = shard_trouble(folder / "shards" / shard["name"], thorough=False)
+        views = max((len(f["masked"]) for s in manifest["shards"] for f in s["splits"].values()), default=0)
+        allow_open_files(2 * len(manifest["shards"]) * (4 + 3 * views))
+        for part in (folder, *(folder / "shards" / shard["name"] for shard in manifest["shards"])):
+            troubles = shard_trouble(part, thorough=False)
             if troubles:
                 raise DataError(f"{troubles[0]} Run `distill data verify`, and `distill prep` to make it anew.")
         return cls(folder, manifest)

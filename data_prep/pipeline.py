@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import DataError, output_error
+from configs.errors import DataError, OutputError, output_error
 from configs.loader import differences
 from configs.loader import identity as identity_of
 from data_prep.block import Task, cleaned, document_hash, prepare_block
@@ -31,7 +31,16 @@ from data_prep.corpus import Corpus
 from data_prep.documents import Block, Counts
 from data_prep.readers import Reader, open_sources
 from data_prep.segment import describe_segmenter
-from data_prep.shards import FORMAT, map_array, read_manifest, shard_trouble, write_array, write_json
+from data_prep.shards import (
+    file_hash,
+    map_array,
+    read_manifest,
+    shard_trouble,
+    sync,
+    write_array,
+    write_json,
+)
+from data_prep.shards import write_manifest as write_sealed
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 
@@ -58,6 +67,8 @@ def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], 
         DataError: a source, vocabulary or the whole corpus is unusable; the folder holds something else.
         OutputError: the folder cannot be written, or the disk is full.
     """
+    if (folder / "manifest.json").exists():  # without the lock: finished data may be read-only and in use
+        return reuse(config, folder)
     with locked(folder):
         if (folder / "manifest.json").exists():
             return reuse(config, folder)
@@ -65,7 +76,8 @@ def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], 
         readers = open_sources(config)
         blocks = [(reader, block) for reader in readers for block in reader.blocks(config.block_megabytes << 20)]
         threshold = held_out_threshold(config, blocks)
-        tokenizer = make_tokenizer(config, readers, folder)
+        with writing(folder):
+            tokenizer = make_tokenizer(config, readers, folder)
         identity = identity_of(config)
         key = [identity, tokenizer.hash, describe_segmenter(config.segment), threshold]
         tasks = [
@@ -73,7 +85,8 @@ def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], 
             for ordinal, (reader, block) in enumerate(blocks)
         ]
         shards = run_tasks(tasks, config, folder, began, on_progress)
-        write_manifest(config, folder, readers, tokenizer, tasks, shards, time.monotonic() - began)
+        with writing(folder):
+            write_manifest(config, folder, readers, tokenizer, tasks, shards, time.monotonic() - began)
         return Corpus.open(folder)
 
 
@@ -93,6 +106,15 @@ def locked(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder} is being prepared by another process; wait for it, or stop it.") from None
     finally:
         os.close(handle)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the ``OSError`` of a failed write into an :class:`OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def reuse(config: DataConfig, folder: Path) -> Corpus:
@@ -117,10 +139,12 @@ def make_tokenizer(config: DataConfig, readers: list[Reader], folder: Path) -> T
     target, note = folder / "tokenizer", folder / "tokenizer" / "made-from.json"
     if config.tokenizer.vocab is not None:
         tokenizer = open_tokenizer(Path(config.tokenizer.vocab), config.tokenizer)
+        shutil.rmtree(target, ignore_errors=True)  # with the note of a vocabulary that was trained here before
         tokenizer.save(target)
         return open_tokenizer(target, config.tokenizer)
-    made_from = {"sources": [s.model_dump() for s in config.sources], "clean": config.clean.model_dump()}
-    made_from["tokenizer"] = config.tokenizer.model_dump()
+    made_from: dict[str, Any] = {"sources": [s.model_dump() for s in config.sources]}
+    made_from |= {"clean": config.clean.model_dump(), "tokenizer": config.tokenizer.model_dump()}
+    made_from["inputs"] = [[reader.path, *file_state(reader)] for reader in readers]
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
         return open_tokenizer(target, config.tokenizer)
     shutil.rmtree(target, ignore_errors=True)
@@ -159,10 +183,28 @@ def held_out_threshold(config: DataConfig, blocks: list[tuple[Reader, Block]]) -
 
 def shard_name(ordinal: int, key: list[Any], reader: Reader, block: Block) -> str:
     """Ordinal and a hash of all that the shard's content depends on."""
-    stat = os.stat(reader.path) if os.path.isfile(reader.path) else None
-    state = [stat.st_size, stat.st_mtime_ns] if stat else []
-    content = json.dumps([*key, asdict(block), state], sort_keys=True, ensure_ascii=True)
+    content = json.dumps([*key, asdict(block), file_state(reader)], sort_keys=True, ensure_ascii=True)
     return f"{ordinal:05d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def file_state(reader: Reader) -> list[int]:
+    """Size and time of change of the reader's file; [] when it is not one."""
+    stat = os.stat(reader.path) if os.path.isfile(reader.path) else None
+    return [stat.st_size, stat.st_mtime_ns] if stat else []
+
+
+def check_space(tasks: list[Task], config: DataConfig, folder: Path) -> None:
+    """Refuse to begin what cannot end: a low estimate of the bytes to be written against the free ones."""
+    text = sum(block_size(t) * (2 if t.block.path.endswith((".gz", ".xz", ".zst")) else 1) for t in tasks)
+    views = config.masks.views if config.masks.mode == "stored" else 0
+    # A token is three bytes of Chinese text; it takes two bytes, an eighth for its word, and 0.6 in a view.
+    needed = text / 3 * (2.1 + 0.6 * views)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"{folder} has {free / 1e9:.1f} GB free, but the shards need about {needed / 1e9:.1f} GB. Free some space, "
+            "choose another data.folder, or store fewer mask views (data.masks.views, data.masks.mode=dynamic)."
+        )
 
 
 def run_tasks(
@@ -178,6 +220,7 @@ def run_tasks(
         if stale.name not in wanted or shard_trouble(stale, thorough=False):
             shutil.rmtree(stale, ignore_errors=True)
     missing = [task for task in tasks if not (folder / "shards" / task.name).exists()]
+    check_space(missing, config, folder)
     finished: Counter[str] = Counter()
     ready = len(tasks) - len(missing)
     for facts in in_processes(missing, config.workers):
@@ -263,7 +306,6 @@ def write_manifest(
     masking = {**config.masks.model_dump(), "seed": config.seed}
     digest = json.dumps([[s["hash"] for s in listed], tokenizer.hash, masking], sort_keys=True)
     manifest = {
-        "format": FORMAT,
         "hash": hashlib.sha256(digest.encode()).hexdigest()[:32],
         "identity": identity,
         "inputs": {r.path: os.path.getsize(r.path) for r in readers if os.path.isfile(r.path)},
@@ -286,9 +328,20 @@ def write_manifest(
         "splits": {name: dict(total) for name, total in splits.items()},
         "seconds": round(seconds, 3),
         "megabytes_per_second": round(counts["bytes"] / 1e6 / max(seconds, 1e-9), 3),
+        "files": files_beside_the_shards(folder),
         "shards": listed,
     }
-    write_json(folder / "manifest.json", manifest)
+    write_sealed(folder, manifest)
+
+
+def files_beside_the_shards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of the unigram counts and the tokenizer's files, which are on the disk before the manifest is."""
+    files = {}
+    for path in [folder / "unigram.bin", *sorted(p for p in (folder / "tokenizer").iterdir() if p.is_file())]:
+        sync(path)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
+    sync(folder / "tokenizer")
+    return files
 
 
 def check_splits(splits: dict[str, Counter[str]], counts: Counter[str]) -> None:
@@ -309,7 +362,7 @@ def content_hash(files: dict[str, dict[str, Any]]) -> str:
 def verify(folder: Path) -> list[str]:
     """Re-hash every file of a prepared folder; sentences on what is wrong, [] when it is sound."""
     manifest = read_manifest(folder)
-    troubles = []
+    troubles = shard_trouble(folder, thorough=True)
     for shard in manifest["shards"]:
         where = folder / "shards" / shard["name"]
         found = shard_trouble(where, thorough=True)

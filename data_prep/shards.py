@@ -7,11 +7,14 @@ little-endian. ``tokens.bin`` and ``tokens.idx`` are a Megatron indexed data set
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import struct
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,7 +56,7 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for split in self.splits.values():
-            split.close()
+            split.abandon()
         shutil.rmtree(self.aside, ignore_errors=True)
         if isinstance(error, OSError):
             raise output_error(self.final, error) from error
@@ -64,7 +67,7 @@ class ShardWriter:
         for path in sorted(p for p in self.aside.rglob("*") if p.is_file()):
             sync(path)
             files[str(path.relative_to(self.aside))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
-        write_json(self.aside / "manifest.json", {"format": FORMAT, **facts, "files": files})
+        write_manifest(self.aside, {**facts, "files": files})
         for folder in sorted({p.parent for p in self.aside.rglob("*")}):
             sync(folder)
         if self.final.exists():
@@ -112,6 +115,12 @@ class SplitWriter:
         if self.folder.exists():
             write_index(self.folder / "tokens.idx", self.dtype, self.lengths, self.documents)
 
+    def abandon(self) -> None:
+        """Close the files whatever is in them: on a full disk, what is still buffered cannot be written either."""
+        for file in (self._tokens, self._words):
+            with suppress(OSError):
+                file.close()
+
 
 def write_index(path: Path, dtype: np.dtype[Any], lengths: list[int], documents: list[int]) -> None:
     """A Megatron ``.idx``: sentence lengths, their byte positions, and where documents begin."""
@@ -137,6 +146,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     sync(aside)
     os.replace(aside, path)
     sync(path.parent)
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``folder/manifest.json`` with the format version and a checksum of itself."""
+    content = {"format": FORMAT, **content}
+    write_json(folder / "manifest.json", {**content, "checksum": checksum(content)})
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """xxh3-128 of JSON values, whatever the order of the keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def sync(path: Path) -> None:
@@ -179,13 +199,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error}). Delete {folder} and run `distill prep` again.") from None
     if version != FORMAT:
         raise DataError(f"{path} has format {version}, this version reads {FORMAT}. Run `distill prep` again.")
+    stated = manifest.pop("checksum", None)
+    if stated is not None and stated != checksum(manifest):
+        raise DataError(f"{path} is damaged (its checksum differs). Delete {folder} and run `distill prep` again.")
     return manifest
 
 
 def shard_trouble(folder: Path, thorough: bool) -> list[str]:
     """Sentences on missing, short or (``thorough``: re-hashed) changed files of a shard; [] when it is sound."""
     try:
-        files = read_manifest(folder)["files"]
+        files = read_manifest(folder).get("files", {})
     except DataError as error:
         return [str(error)]
     troubles = []
@@ -216,7 +239,25 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         raise DataError(f"{path} has {actual} bytes instead of {expected}. Run `distill data verify`.")
     if expected == 0:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    try:
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise DataError(f"{path} cannot be mapped: {error.strerror}.") from None
+        raise DataError(
+            f"{path} cannot be mapped: this process may open only {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} "
+            "files. Raise the limit (`ulimit -n`), or prepare with a larger data.block_megabytes."
+        ) from None
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process hold ``count`` maps beside its other files, as far as it may: each keeps a file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @dataclass(frozen=True)

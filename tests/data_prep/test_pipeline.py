@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from data_prep import pipeline
 from data_prep.config import DataConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.pipeline import Progress, prepare, verify
+from data_prep.readers.text import TextReader
 from tests.data_prep.conftest import sample_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,3 +228,82 @@ def test_killed_anywhere_the_result_is_the_same(tmp_path: Path) -> None:
         assert {k.split("/")[-1]: v for k, v in tree(target).items()} == {
             k.split("/")[-1]: v for k, v in expected.items()
         }
+
+
+def test_finished_data_may_be_locked(tmp_path: Path) -> None:
+    """Several runs share a folder: none of them waits for, or fails on, another one that looks at it."""
+    config = small(tmp_path)
+    first = prepare(config, tmp_path / "data")
+    with pipeline.locked(tmp_path / "data"):
+        assert prepare(config, tmp_path / "data").hash == first.hash
+
+
+@pytest.mark.parametrize("name", ["unigram.bin", "tokenizer/vocab.txt", "tokenizer/tokenizer.json"])
+def test_verify_looks_outside_the_shards_too(tmp_path: Path, name: str) -> None:
+    folder = prepare(small(tmp_path), tmp_path / "data").folder
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    (trouble,) = verify(folder)
+    assert name in trouble
+    (folder / name).unlink()
+    with pytest.raises(DataError, match="is missing"):
+        Corpus.open(folder)
+
+
+def test_a_changed_manifest_is_found(tmp_path: Path) -> None:
+    folder = prepare(small(tmp_path), tmp_path / "data").folder
+    path = folder / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"rate": 0.15', '"rate": 0.25'), encoding="utf-8")
+    with pytest.raises(DataError, match="checksum differs"):
+        Corpus.open(folder)
+
+
+def test_a_tokenizer_of_other_text_is_not_reused(tmp_path: Path) -> None:
+    """After a restart with changed sources, or with a given vocabulary in between, it is trained again."""
+    config = small(tmp_path)
+    prepare(config, tmp_path / "data")
+    vocabulary = (tmp_path / "data" / "tokenizer" / "vocab.txt").read_bytes()
+    given = tmp_path / "vocab.txt"
+    given.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地春夏秋冬的是"]) + "\n", "utf-8")
+    (tmp_path / "data" / "manifest.json").unlink()
+    prepare(config.model_copy(update={"tokenizer": TokenizerConfig(vocab=str(given))}), tmp_path / "data")
+    (tmp_path / "data" / "manifest.json").unlink()
+    prepare(config, tmp_path / "data")
+    assert (tmp_path / "data" / "tokenizer" / "vocab.txt").read_bytes() == vocabulary
+    (tmp_path / "data" / "manifest.json").unlink()
+    text = (tmp_path / "b.txt").read_text(encoding="utf-8").replace("公园", "操场")
+    (tmp_path / "b.txt").write_text(text, encoding="utf-8")
+    assert prepare(config, tmp_path / "data").hash == prepare(config, tmp_path / "fresh").hash
+
+
+def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pipeline, "write_array", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        prepare(small(tmp_path), tmp_path / "data")
+
+
+def test_too_small_a_disk_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OutputError, match="GB free"):
+        prepare(small(tmp_path), tmp_path / "data")
+
+
+def test_an_input_that_cannot_be_read_on_is_not_called_unwritable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real, calls = small(tmp_path), TextReader.documents, []
+
+    def failing(self, block, counts):  # type: ignore[no-untyped-def]
+        calls.append(block)
+        if len(calls) > 2:  # after the reading for the split and the vocabulary: while a shard is written
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, block, counts)
+
+    monkeypatch.setattr(TextReader, "documents", failing)
+    with pytest.raises(DataError, match=r"Cannot read .*b\.txt: Input/output error"):
+        prepare(config, tmp_path / "data")

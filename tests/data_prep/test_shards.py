@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
+import signal
 import struct
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from configs.errors import DataError, OutputError
 from data_prep.shards import (
     ShardWriter,
+    allow_open_files,
     map_array,
     read_index,
     read_manifest,
@@ -134,3 +137,31 @@ def test_a_bad_manifest_is_an_error(tmp_path: Path, content: str) -> None:
 def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no prepared data"):
         read_manifest(tmp_path)
+
+
+def test_a_disk_that_fills_while_tokens_are_written(tmp_path: Path) -> None:
+    """What the files still hold in their buffers cannot be written either; nothing stays behind."""
+    hindered = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+        with pytest.raises(OutputError, match="File too large"):
+            write(tmp_path / "s", [document(5000) for _ in range(10)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, hindered)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_maps_for_the_limit_of_open_files(tmp_path: Path) -> None:
+    write(tmp_path / "s", [document(4)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    maps = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        with pytest.raises(DataError, match="ulimit -n"):
+            maps += [map_array(tmp_path / "s" / "train" / "tokens.bin", "uint16", (4,)) for _ in range(100)]
+        allow_open_files(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(612, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

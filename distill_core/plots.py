@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 Rows = list[dict[str, Any]]
 _INK = "#010203"  # a colour that nothing else has; it becomes currentColor
@@ -73,7 +74,8 @@ def training_curves(name: str, rows: Rows) -> str | None:
             if values and min(values) > 0 and max(values) > 8 * min(values):
                 axes[1].set_yscale("log")
                 axes[1].yaxis.set_major_formatter("{x:g}")
-                axes[1].yaxis.set_minor_formatter("{x:g}")
+                # Between decades there is room for labels only in a narrow range, which may hold no decade.
+                axes[1].yaxis.set_minor_formatter("{x:g}" if max(values) < 20 * min(values) else NullFormatter())
             axes[1].set(title="terms, unweighted", xlabel="step")
             axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return _svg(figure, f"train-{name}")

@@ -125,6 +125,11 @@ def reuse(config: DataConfig, folder: Path) -> Corpus:
         now = Path(name).stat().st_size if Path(name).is_file() else size  # gone since then: not needed any more
         if now != size:
             changed.append(f"{name}: {size} -> {now} bytes")
+    vocab = config.tokenizer.vocab
+    if vocab is not None and Path(vocab).exists():
+        now_hash, then_hash = open_tokenizer(Path(vocab), config.tokenizer).hash, corpus.manifest["tokenizer"]["hash"]
+        if now_hash != then_hash:
+            changed.append(f"{vocab}: its entries are not those that the data was prepared with")
     if changed:
         shown = "\n  - ".join(changed[:20])
         raise DataError(

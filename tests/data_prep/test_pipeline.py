@@ -97,6 +97,19 @@ def test_changed_input_is_refused(tmp_path: Path) -> None:
         prepare(config, tmp_path / "data")
 
 
+def test_a_changed_vocabulary_is_refused(tmp_path: Path) -> None:
+    trained = prepare(small(tmp_path), tmp_path / "first")
+    vocab = tmp_path / "vocab.txt"
+    entries = (trained.tokenizer_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    vocab.write_text("\n".join(entries) + "\n", encoding="utf-8")
+    config = small(tmp_path).model_copy(update={"tokenizer": TokenizerConfig(vocab=str(vocab))})
+    prepare(config, tmp_path / "data")
+    prepare(config, tmp_path / "data")
+    vocab.write_text("\n".join([*entries[:-1], "别的"]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"vocab\.txt: its entries are not those"):
+        prepare(config, tmp_path / "data")
+
+
 def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished shards are kept, the rest is made, and the result is that of an undisturbed run."""
     config = small(tmp_path)

@@ -39,8 +39,8 @@ def test_two_ranks_take_the_steps_of_one(results: tuple[Results, Results, Result
     one, two, _ = results
     reference = one["fp32-0"]["rows"]
     for rows in (one[case]["rows"], two[case]["rows"]):
-        assert [row[0] for row in rows] == pytest.approx([row[0] for row in reference], rel=2e-6)
-        assert [row[1] for row in rows] == pytest.approx([row[1] for row in reference], rel=2e-5)
+        assert [row[0] for row in rows] == pytest.approx([row[0] for row in reference], rel=1e-5)
+        assert [row[1] for row in rows] == pytest.approx([row[1] for row in reference], rel=1e-4)
 
 
 def test_the_steps_were_cut_differently(results: tuple[Results, Results, Results]) -> None:
@@ -70,6 +70,6 @@ def test_resume_is_bitwise(results: tuple[Results, Results, Results], case: str)
 def test_two_ranks_become_one(results: tuple[Results, Results, Results], case: str) -> None:
     _, two, changed = results
     assert changed[case]["state_kept"]
-    tolerance = 2e-6 if case in FP32 else 2e-3
+    tolerance = 1e-5 if case in FP32 else 2e-3
     losses = [row[0] for row in changed[case]["continued"]]
     assert losses == pytest.approx([row[0] for row in two[case]["rows"][3:]], rel=tolerance)

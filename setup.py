@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
         "configs": ["*.yaml", "**/*.yaml"],
-        "data_prep": ["sample_corpus/*.txt"],
+        "data_prep": ["sample_corpus/*.txt", "sample_corpus/*.md"],
         "distill_core": ["**/*.j2", "**/*.html"],
     },
     install_requires=[

@@ -148,9 +148,13 @@ def run_stage(config: RunConfig, index: int, corpus: Corpus, rank: Rank) -> None
     if done is not None:
         what = f"The finished stage {config.stages[index].name!r} ({folder})"
         checkpoint.check_identity(done["identity"], identity, what)
-        if rank.is_first:
-            print(f"stage {config.stages[index].name} is finished; skipped", flush=True)
-        return
+        if done["steps"] >= config.stages[index].training.steps:
+            if rank.is_first:
+                print(f"stage {config.stages[index].name} is finished; skipped", flush=True)
+            return
+        rank.barrier()  # everyone has read it
+        if rank.is_first:  # more steps are wanted now: it goes on from its last checkpoint
+            (folder / "DONE.json").unlink()
     began = time.monotonic()
     parts = build(config, index, corpus, rank, identity)
     quality = train(parts)

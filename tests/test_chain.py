@@ -14,7 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.chain
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
 RUN = """
 name: chain
@@ -158,6 +158,12 @@ def test_killed_and_continued_it_ends_in_the_same_bits(
         assert (output / "chain" / name).read_bytes() == (whole / name).read_bytes(), stage
     rows = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss/total" in row] == list(range(2, 61, 2))
+
+    more = "stages.student.training.steps=64"  # a runtime field: the finished stage goes on
+    status, text = finish(distill("run", str(run_file), f"output={output}", more))
+    assert status == 0, text
+    assert "continuing after step 60" in text
+    assert json.loads((student / "DONE.json").read_text())["steps"] == 64
 
 
 def wait_until_gone(word: str, seconds: float = 10.0) -> bool:

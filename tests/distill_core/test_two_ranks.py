@@ -14,7 +14,7 @@ from tests.ranks import start
 PROGRAM = Path(__file__).with_name("rank_program.py")
 FP32 = ["fp32-0", "fp32-1", "fp32-2", "fp32-3"]
 BF16 = ["bf16-1", "bf16-2", "bf16-3"]
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]
 Results = dict[str, dict[str, Any]]
 
 

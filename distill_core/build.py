@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,15 @@ def check_vocabulary(teacher: EncoderConfig, source: str, corpus: Corpus, who: s
         )
     theirs, ours = Path(source) / "vocab.txt", corpus.tokenizer_folder / "vocab.txt"
     if theirs.is_file() and ours.is_file():
-        a, b = (path.read_text(encoding="utf-8").split("\n") for path in (theirs, ours))
-        different = [i for i in range(corpus.vocab_size) if a[i] != b[i]]
+        a, b = (path.read_text(encoding="utf-8").rstrip("\n").split("\n") for path in (theirs, ours))
+        pairs = list(itertools.zip_longest(a, b))  # a padded vocabulary has fewer lines than the model has rows
+        different = [i for i, (x, y) in enumerate(pairs) if x != y]
         if different:
             i = different[0]
+            there, here = pairs[i]
             raise DataError(
                 f"{who}: the vocabulary of the teacher {source} is another one than the corpus was prepared with "
-                f"({len(different)} tokens differ; token {i} is {a[i]!r} there and {b[i]!r} here). Prepare the corpus "
+                f"({len(different)} tokens differ; token {i} is {there!r} there and {here!r} here). Prepare the corpus "
                 "with data.tokenizer.vocab set to the teacher's vocab.txt."
             )
 

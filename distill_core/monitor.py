@@ -82,8 +82,11 @@ class Monitor:
             facts = {"step": step, "steps": self.steps, "loss": loss}
             facts |= {"tokens_per_second": tokens_per_second, "seconds_left": left}
             aside = self._progress.with_suffix(".tmp")
-            aside.write_text(json.dumps({**self.title, **facts}), encoding="utf-8")
-            os.replace(aside, self._progress)
+            try:
+                aside.write_text(json.dumps({**self.title, **facts}), encoding="utf-8")
+                os.replace(aside, self._progress)
+            except OSError as error:
+                raise output_error(self._progress, error) from error
         if last or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self.line(

@@ -101,9 +101,8 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def _run(self, batch: Batch, request: FeatureRequest) -> Features:
-        features: Features = self.encoder(batch.ids, batch.positions, batch.layout, batch.rows, request)
-        return features
-
     def forward(self, batch: Batch, request: FeatureRequest | None = None) -> Features:
-        return self._run(batch, request or self.request)
+        """The features of ``request`` (default: what the objective asks for)."""
+        wanted = request or self.request
+        features: Features = self.encoder(batch.ids, batch.positions, batch.layout, batch.rows, wanted)
+        return features

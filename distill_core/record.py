@@ -24,6 +24,8 @@ def write_model(parts: Parts, weights: dict[str, Tensor]) -> None:
     folder = parts.folder / "model"
     try:
         pretrained.save(student, parts.student.config, parts.corpus.tokenizer_folder, folder)
+        for path in folder.iterdir():  # on the disk before DONE.json says so
+            sync(path)
     except OSError as error:
         raise output_error(folder, error) from error
 

@@ -53,6 +53,14 @@ class Parts:
         return self.config.stages[self.index]
 
     @property
+    def pairs(self) -> list[list[tuple[int, int]]]:
+        """For each loss term its (teacher, student) layer pairs."""
+        if self.teacher is None:
+            return [[] for _ in self.terms]
+        depths = (self.teacher.encoder.config.num_hidden_layers, self.student.config.num_hidden_layers)
+        return [term.pairs(*depths) for term in self.terms]
+
+    @property
     def training(self) -> TrainingConfig:
         return self.stage.training
 

@@ -17,43 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from configs.errors import DataError
 from data_prep.corpus import Split
-from distill_core.models.attention import AttentionLayout, Kernel, layout
+from distill_core.batch import Batch
+from distill_core.models.attention import Kernel, layout
 
 Ints = NDArray[np.int64]
-
-
-@dataclass
-class Batch:
-    """One stream of N real tokens of B sequences, longest first. There is no padding.
-
-    ``ids``, ``positions``: int64 [N]; ``rows``: int64 [M], the masked rows of the stream; ``labels``:
-    int64 [M], the tokens that stood there; ``layout``: where the sequences lie.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    rows: Tensor
-    labels: Tensor
-    layout: AttentionLayout
-
-    @property
-    def n_tokens(self) -> int:
-        return self.ids.numel()
-
-    @property
-    def n_masked(self) -> int:
-        return self.rows.numel()
-
-    def to(self, device: torch.device) -> Batch:
-        def moved(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=True)
-
-        tokens, places = moved(self.ids), moved(self.positions)
-        return Batch(tokens, places, moved(self.rows), moved(self.labels), self.layout.to(device))
 
 
 # ---------------------------------------------------------------- order
@@ -169,7 +139,8 @@ def make_batch(split: Split, index: Ints, views: Ints, kernel: Kernel) -> Batch:
     positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
     ours = torch.from_numpy
     where = layout(lengths.tolist(), kernel)
-    return Batch(ours(ids), ours(positions), ours(rows), ours(labels), where)
+    ids_of = split.sequence_ids(index)
+    return Batch(ours(ids), ours(positions), where, rows=ours(rows), labels=ours(labels), sequence_ids=ids_of)
 
 
 @dataclass

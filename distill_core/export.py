@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from configs.errors import ConfigError, DataError, output_error
+from distill_core.batch import Batch
 from distill_core.config import RunConfig
 from distill_core.evaluate.fill_mask import load_tokenizer
 from distill_core.features import FeatureRequest
 from distill_core.model_card import model_card
 from distill_core.models import pretrained
-from distill_core.models.attention import layout
 from distill_core.models.encoder import Encoder
 from distill_core.outcome import Outcome, StageOutcome, data_folder, read_outcome, stage_folder
 
@@ -122,9 +122,8 @@ def largest_difference(ours: Encoder, exported: Path) -> float:
     mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
     ids = torch.randint(ours.config.vocab_size, mask.shape, generator=torch.Generator().manual_seed(0))
     expected = theirs(input_ids=ids, attention_mask=mask.long()).logits[mask]
-    positions = torch.arange(longest).expand_as(mask)[mask]
-    request = FeatureRequest(logits=True)
-    found = ours(ids[mask], positions, layout(lengths, "runs"), torch.arange(int(mask.sum())), request).logits
+    batch = Batch.of([row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
+    found = ours(batch, FeatureRequest(logits=frozenset({"all"}))).logits["all"]
     return float((found - expected).abs().max())
 
 

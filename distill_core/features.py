@@ -1,34 +1,79 @@
-"""What an objective asks of a model, and what the model gives back."""
+"""What an objective asks of a model, and what the model gives back.
+
+Layers carry Hugging Face's numbers for hidden states everywhere: 0 is the embedding output, i the output of
+layer i; the attention of layer i (1-based) is what layer i computes from hidden state i - 1.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+Rows = Literal["masked", "all", "sampled"]
+"""Which rows of the stream: the masked ones, every one, or a keyed sample of them (data.py)."""
+
+
+class Heads(NamedTuple):
+    """One layer's query, key and value: each [N, heads, head size], before the scaling by 1/sqrt(head size).
+
+    Attention scores, probabilities and relations are functions of these three, so that the model itself can run
+    its fastest kernel and no [L, L] matrix exists unless a loss makes one.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 @dataclass(frozen=True)
 class FeatureRequest:
     """What is to be computed; nothing else is.
 
-    ``hidden``: hidden states by Hugging Face's numbering (0 = embedding output after LayerNorm, i = output of
-    layer i). ``logits``: vocabulary logits, at the masked rows only.
+    ``hidden``: hidden states, 0 = embedding output after LayerNorm. ``heads``: layers (1-based) whose query, key
+    and value are kept. ``logits``: the rows at which vocabulary logits are wanted. ``pooled``: the pooler's output.
+    ``task``: the task head's output.
     """
 
     hidden: frozenset[int] = frozenset()
-    logits: bool = False
+    heads: frozenset[int] = frozenset()
+    logits: frozenset[Rows] = frozenset()
+    pooled: bool = False
+    task: bool = False
 
     def __or__(self, other: FeatureRequest) -> FeatureRequest:
-        return FeatureRequest(self.hidden | other.hidden, self.logits or other.logits)
+        return FeatureRequest(
+            self.hidden | other.hidden,
+            self.heads | other.heads,
+            self.logits | other.logits,
+            self.pooled or other.pooled,
+            self.task or other.task,
+        )
+
+    def __bool__(self) -> bool:
+        return self != FeatureRequest()
 
     def deepest(self, layers: int) -> int:
         """How many of ``layers`` have to be run."""
-        return layers if self.logits else max(self.hidden, default=0)
+        if self.logits or self.pooled or self.task:
+            return layers
+        return max(self.hidden | self.heads, default=0)
+
+
+MASKED_LOGITS = FeatureRequest(logits=frozenset({"masked"}))
 
 
 @dataclass
 class Features:
-    """``hidden[i]``: [N, H]; ``logits``: [M, V] at the batch's masked rows, in the batch's order."""
+    """What was asked for.
+
+    ``hidden[i]``: [N, H]; ``heads[i]``: three times [N, A, H / A]; ``logits[rows]``: [M, V] in the stream's order;
+    ``pooled``: [B, H]; ``task``: [B, C] for labels of sequences, [N, C] for labels of tokens.
+    """
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    logits: Tensor | None = None
+    heads: dict[int, Heads] = field(default_factory=dict)
+    logits: dict[Rows, Tensor] = field(default_factory=dict)
+    pooled: Tensor | None = None
+    task: Tensor | None = None

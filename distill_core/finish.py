@@ -125,7 +125,7 @@ def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
     """
     split = corpus.split("held_out")
     batches = held_out_batches(split, limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
-    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    labels = np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
     counts = corpus.unigram.astype(np.float64)
     counts[list(corpus.special_ids.values())] = 0  # [UNK] stands in texts, but is never masked
     log_p = np.log(counts + 1) - np.log(counts.sum() + len(counts))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from distill_core.batch import Count
 from distill_core.engine import Rank
 from distill_core.objective import LossTerms
-from distill_core.objectives.base import Count
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Meter:
 
     rank: Rank
     sums: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    """By name, unweighted under ``loss/`` and weighted under ``weighted/``."""
     steps: int = 0
     tokens: float = 0.0
     wait: float = 0.0
@@ -28,9 +28,12 @@ class Meter:
     began: float = field(default_factory=time.perf_counter)
 
     def add(self, losses: LossTerms) -> None:
-        self.weights = losses.weights
         for name, share in losses.shares.items():
-            self.sums[name] = self.sums[name] + share if name in self.sums else share
+            self._add(f"loss/{name}", share)
+            self._add(f"weighted/{name}", losses.weights[name] * share)
+
+    def _add(self, name: str, share: Tensor) -> None:
+        self.sums[name] = self.sums[name] + share if name in self.sums else share
 
     def end_step(self, counts: dict[Count, Tensor], wait: float) -> None:
         now = time.perf_counter()
@@ -48,10 +51,8 @@ class Meter:
         """Means over the steps since the last call. Collective."""
         names = list(self.sums)
         summed = self.rank.sum(torch.stack([self.sums[name].double() for name in names])) / self.steps
-        means = dict(zip(names, summed.tolist(), strict=True))
-        row = {f"loss/{name}": mean for name, mean in means.items()}
-        row |= {f"weighted/{name}": self.weights[name] * mean for name, mean in means.items()}
-        row["loss/total"] = sum(self.weights[name] * mean for name, mean in means.items())
+        row = dict(zip(names, summed.tolist(), strict=True))
+        row["loss/total"] = sum(mean for name, mean in row.items() if name.startswith("weighted/"))
         row["speed/tokens_per_second"] = self.tokens / self.seconds
         row["speed/step_seconds"] = self.seconds / self.steps
         row["data/wait_seconds"] = self.wait / self.steps

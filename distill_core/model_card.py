@@ -82,19 +82,30 @@ def describe_objective(stage: StageOutcome) -> list[str]:
     """One line a loss term, with its settings: ``kd_ce, weight 1: temperature 8``."""
     if not isinstance(stage.stage, DistillStage):
         return ["mlm, weight 1"]
-    return [describe_term(term.model_dump(mode="json"), term.pairs()) for term in stage.stage.objective]
+    terms = stage.stage.objective
+    known = stage.done["pairs"] if stage.done is not None else [[] for _ in terms]
+    matched = zip(terms, known, strict=True)
+    return [describe_term(term.model_dump(mode="json"), pairs) for term, pairs in matched]
 
 
-def describe_term(fields: dict[str, Any], pairs: list[tuple[int, int]]) -> str:
+def describe_term(fields: dict[str, Any], pairs: list[list[int]]) -> str:
     settings = []
     for name, value in fields.items():
         words = name.replace("_", " ")
-        if name in ("kind", "weight") or value is False or isinstance(value, list | dict):
+        if (
+            name in ("kind", "weight")
+            or (name == "layers" and pairs)
+            or value in (False, None)
+            or isinstance(value, list | dict)
+        ):
             continue
         settings.append(
             words if value is True else f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
         )
     if pairs:
         settings.append("layers (teacher-student) " + ", ".join(f"{t}-{s}" for t, s in pairs))
-    head = f"{fields['kind']}, weight {fields['weight']:g}"
+    weight = fields["weight"]
+    scheduled = isinstance(weight, dict)
+    shown = f"{weight['start']:g} to {weight['end']:g}" if scheduled else f"{weight:g}"
+    head = f"{fields['kind']}, weight {shown}"
     return f"{head}: {'; '.join(settings)}" if settings else head

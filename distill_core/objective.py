@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from distill_core.batch import Batch, Count
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objectives import OBJECTIVES
-from distill_core.objectives.base import Count, Needs, TermConfig
-
-if TYPE_CHECKING:
-    from distill_core.data import Batch
+from distill_core.objectives.base import Needs, TermConfig, value_at
 
 
 @dataclass
@@ -25,7 +22,7 @@ class LossTerms:
 
     ``total``: the weighted sum, each term divided by its global count (scalar with gradient).
     ``shares``: detached, by name: this micro-batch's share of the term's global mean, unweighted.
-    ``weights``: by the same names.
+    ``weights``: by the same names, as they are at this step.
     """
 
     total: Tensor
@@ -59,12 +56,15 @@ class Objective(nn.Module):
             for name in term.names()  # type: ignore[operator]
         ]
 
-    def forward(self, student: Features, teacher: Features, batch: Batch, counts: dict[Count, Tensor]) -> LossTerms:
+    def forward(
+        self, student: Features, teacher: Features, batch: Batch, counts: dict[Count, Tensor], progress: float
+    ) -> LossTerms:
         total: Tensor | None = None
         shares: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
-        for term, kind, label, weight in zip(self.terms, self.kinds, self.labels, self.weights, strict=True):
-            for name, value in term(student, teacher, batch).items():
+        for term, kind, label, wanted in zip(self.terms, self.kinds, self.labels, self.weights, strict=True):
+            weight = value_at(wanted, progress)
+            for name, value in term(student, teacher, batch, progress).items():
                 share = value / counts[term.count]  # type: ignore[index]
                 name = label + name.removeprefix(kind)
                 shares[name], weights[name] = share.detach(), weight
@@ -82,9 +82,9 @@ class Distillation(nn.Module):
         self.objective = objective
         self.request = objective.needs().student
 
-    def forward(self, batch: Batch, teacher: Features, counts: dict[Count, Tensor]) -> LossTerms:
-        features = self.student(batch.ids, batch.positions, batch.layout, batch.rows, self.request)
-        terms: LossTerms = self.objective(features, teacher, batch, counts)
+    def forward(self, batch: Batch, teacher: Features, counts: dict[Count, Tensor], progress: float) -> LossTerms:
+        features = self.student(batch, self.request)
+        terms: LossTerms = self.objective(features, teacher, batch, counts, progress)
         return terms
 
 
@@ -104,5 +104,5 @@ class Teacher(nn.Module):
     def forward(self, batch: Batch, request: FeatureRequest | None = None) -> Features:
         """The features of ``request`` (default: what the objective asks for)."""
         wanted = request or self.request
-        features: Features = self.encoder(batch.ids, batch.positions, batch.layout, batch.rows, wanted)
+        features: Features = self.encoder(batch, wanted)
         return features

@@ -53,6 +53,7 @@ def write_done(parts: Parts, quality: HeldOut, seconds: float) -> None:
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens * (1 - parts.first_step / training.steps) / max(seconds, 1e-9), 1),
         "parameters": parts.student.config.parameters(),
+        "pairs": parts.pairs,
         "teacher": stage.teacher.source if isinstance(stage, DistillStage) else None,
         "teacher_parameters": parts.teacher.encoder.config.parameters() if parts.teacher is not None else None,
         "corpus_hash": parts.corpus.hash,

@@ -15,15 +15,15 @@ from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
 from distill_core import checkpoint
+from distill_core.batch import COUNTS, Batch, Count
 from distill_core.build import Parts, build, teacher_source
 from distill_core.config import DistillStage, RunConfig, TrainingConfig
-from distill_core.data import Batch, held_out_batches
+from distill_core.data import held_out_batches
 from distill_core.engine import Rank, check_finite
 from distill_core.evaluate.masked_lm import HeldOut, evaluate
 from distill_core.features import Features
 from distill_core.meter import Meter
 from distill_core.models import pretrained
-from distill_core.objectives.base import Count
 from distill_core.record import read_done, write_done, write_model
 
 # ---------------------------------------------------------------- the loop
@@ -43,7 +43,7 @@ def train(parts: Parts) -> HeldOut:
         counts = global_counts(batches, rank)
         for batch in batches:
             targets = teacher(batch) if teacher is not None else Features()
-            losses = engine(batch, targets, counts)
+            losses = engine(batch, targets, counts, step.number / training.steps)
             engine.backward(losses.total, last=batch is batches[-1])
             meter.add(losses)
         rate = learning_rate(training, step.number)
@@ -75,10 +75,11 @@ def seed_step(parts: Parts, step: int) -> None:
 
 
 def global_counts(batches: list[Batch], rank: Rank) -> dict[Count, Tensor]:
-    """Tokens and masked tokens of this step over all ranks: what the loss sums are divided by."""
-    mine = [sum(b.n_tokens for b in batches), sum(b.n_masked for b in batches)]
-    tokens, masked = rank.sum(torch.tensor(mine, dtype=torch.float64, device=rank.device)).clamp(min=1).float()
-    return {"tokens": tokens, "masked": masked}
+    """This step's counts over all ranks: what the loss sums are divided by."""
+    mine = [batch.counts() for batch in batches]
+    sums = torch.tensor([sum(counts[name] for counts in mine) for name in COUNTS], dtype=torch.float64)
+    total = rank.sum(sums.to(rank.device)).clamp(min=1).float()
+    return dict(zip(COUNTS, total.unbind(), strict=True))
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

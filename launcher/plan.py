@@ -220,7 +220,8 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if isinstance(stage, DistillStage):
         teacher = teacher_shape(config, stage, data.vocab_size)
         projections = projection_parameters(stage, student, teacher)
-        pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs()]
+        depths = (teacher.num_hidden_layers, student.num_hidden_layers)
+        pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs(*depths)]
         init = stage.student.init.layers
     rate = config.data.masks.rate
     flops = 3 * forward_flops(student, data.mean_length, rate) + 3 * 2 * projections

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.errors import ConfigError, DataError
-from distill_core.features import FeatureRequest
+from distill_core.batch import Batch
+from distill_core.features import MASKED_LOGITS
 from distill_core.models import pretrained
-from distill_core.models.attention import layout
 from distill_core.models.encoder import Encoder
 
 MASK = "[MASK]"
@@ -119,12 +119,9 @@ def _encode(tokenizer: Any, sentence: str, model: Encoder, source: Path | str) -
 def _best(model: Encoder, ids: list[list[int]], mask_id: int, top_k: int) -> list[list[tuple[int, float]]]:
     """(token, probability) pairs of each sentence, likeliest first; all sentences go through as one stream."""
     model.eval()
-    stream = torch.tensor([token for sentence in ids for token in sentence])
-    lengths = [len(sentence) for sentence in ids]
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    rows = (stream == mask_id).nonzero().squeeze(1)
-    request = FeatureRequest(logits=True)
-    logits = model(stream, positions, layout(lengths, "runs"), rows, request).logits
+    batch = Batch.of(ids)
+    batch.rows = (batch.ids == mask_id).nonzero().squeeze(1)
+    logits = model(batch, MASKED_LOGITS).logits["masked"]
     values, tokens = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
     pairs = zip(tokens.tolist(), values.tolist(), strict=True)
     return [list(zip(t, (round(p, 6) for p in v), strict=True)) for t, v in pairs]

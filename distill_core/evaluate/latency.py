@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from distill_core.batch import Batch
 from distill_core.config import EvaluationConfig
-from distill_core.features import FeatureRequest
-from distill_core.models.attention import AttentionLayout, layout
+from distill_core.features import MASKED_LOGITS
+from distill_core.models.attention import layout
 from distill_core.models.encoder import Encoder
 
 WARM_UPS = 2
@@ -25,18 +25,18 @@ class Work:
     def __init__(self, batch_size: int, length: int, vocab_size: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(batch_size * 65536 + length)
         n = batch_size * length
-        self.ids: Tensor = torch.randint(vocab_size, (n,), generator=generator).to(device)
-        self.positions: Tensor = torch.arange(length).repeat(batch_size).to(device)
-        self.rows: Tensor = (torch.arange(batch_size) * length + length // 2).to(device)
+        ids = torch.randint(vocab_size, (n,), generator=generator)
+        rows = torch.arange(batch_size) * length + length // 2
         # All lengths are equal: one run, one unmasked attention call, on every device.
-        self.layout: AttentionLayout = layout([length] * batch_size, "runs").to(device)
+        where = layout([length] * batch_size, "runs")
+        self.batch = Batch(ids, torch.arange(length).repeat(batch_size), where, rows=rows).to(device)
 
     def seconds(self, model: Encoder) -> float:
         """Of one forward pass, until the device has finished it."""
-        _wait(self.ids.device)
+        _wait(self.batch.ids.device)
         began = time.perf_counter()
-        model(self.ids, self.positions, self.layout, self.rows, FeatureRequest(logits=True))
-        _wait(self.ids.device)
+        model(self.batch, MASKED_LOGITS)
+        _wait(self.batch.ids.device)
         return time.perf_counter() - began
 
 

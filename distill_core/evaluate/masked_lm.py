@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from distill_core.data import Batch
+from distill_core.batch import Batch
 from distill_core.engine import Rank
-from distill_core.features import FeatureRequest
+from distill_core.features import MASKED_LOGITS
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Teacher
-
-LOGITS = FeatureRequest(logits=True)
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,11 @@ def evaluate(student: Encoder, teacher: Teacher | None, batches: Iterable[Batch]
     sums = torch.zeros(6, dtype=torch.float64, device=rank.device)
     for batch in batches:
         batch = batch.to(rank.device)
-        logits = student(batch.ids, batch.positions, batch.layout, batch.rows, LOGITS).logits
+        logits = student(batch, MASKED_LOGITS).logits["masked"]
         sums[0] += batch.n_masked
         sums[1:3] += _loss_and_right(logits, batch)
         if teacher is not None:
-            theirs = teacher(batch, LOGITS).logits
-            assert theirs is not None
+            theirs = teacher(batch, MASKED_LOGITS).logits["masked"]
             sums[3:5] += _loss_and_right(theirs, batch)
             sums[5] += (logits.argmax(-1) == theirs.argmax(-1)).sum()
     student.train(was_training)
@@ -64,6 +61,7 @@ def evaluate(student: Encoder, teacher: Teacher | None, batches: Iterable[Batch]
 
 
 def _loss_and_right(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    assert batch.labels is not None
     loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
     right = (logits.argmax(-1) == batch.labels).sum()
     return torch.stack([loss.double(), right.double()])

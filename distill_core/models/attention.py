@@ -10,6 +10,7 @@ Three ways to the same numbers (a test compares them):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,11 @@ class AttentionLayout:
     kernel: Kernel
     lengths: tuple[int, ...]
     runs: tuple[tuple[int, int, int], ...]
-    """``runs``: (first token, sequences, length) of each run of equal lengths."""
+    """(first token, sequences, length) of each run of equal lengths."""
+    starts: Tensor
+    """int64 [B], the first row of each sequence."""
+    sizes: Tensor
+    """int64 [B], its tokens."""
     slots: Tensor | None
     """``padded``: int64 [N], the place of each token in the padded [B * longest] layout."""
     key_mask: Tensor | None
@@ -40,30 +45,46 @@ class AttentionLayout:
             return None if t is None else t.to(device, non_blocking=True)
 
         tensors = (moved(self.slots), moved(self.key_mask), moved(self.bounds))
-        return AttentionLayout(self.kernel, self.lengths, self.runs, *tensors)
+        starts, sizes = self.starts.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
+        return AttentionLayout(self.kernel, self.lengths, self.runs, starts, sizes, *tensors)
+
+    @property
+    def sequence(self) -> Tensor:
+        """int64 [N], the number of each token's sequence."""
+        numbers = torch.arange(len(self.lengths), device=self.sizes.device)
+        return numbers.repeat_interleave(self.sizes, output_size=sum(self.lengths))
+
+    def blocks(self, *streams: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """For each run of sequences of equal length, the streams [N, ...] as [sequences, length, ...] (views)."""
+        for start, count, length in self.runs:
+            stop = start + count * length
+            yield tuple(t[start:stop].view(count, length, *t.shape[1:]) for t in streams)
 
 
 def layout(lengths: list[int], kernel: Kernel) -> AttentionLayout:
     """The layout of sequences of ``lengths`` that follow one another in a stream."""
-    runs: list[tuple[int, int, int]] = []
+    size = torch.tensor(lengths, dtype=torch.int64)
+    ends = size.cumsum(0)
     slots = key_mask = bounds = None
-    if kernel == "runs":
-        start = 0
-        for length in lengths:
-            if runs and runs[-1][2] == length:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
-            else:
-                runs.append((start, 1, length))
-            start += length
-    elif kernel == "padded":
-        longest = max(lengths)
-        size = torch.tensor(lengths)
-        key_mask = torch.arange(longest) < size[:, None]
+    if kernel == "padded":
+        key_mask = torch.arange(max(lengths)) < size[:, None]
         slots = key_mask.flatten().nonzero().squeeze(1)
         key_mask = key_mask[:, None, None, :]
-    else:
-        bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
-    return AttentionLayout(kernel, tuple(lengths), tuple(runs), slots, key_mask, bounds)
+    elif kernel == "varlen":
+        bounds = F.pad(ends, (1, 0)).to(torch.int32)
+    return AttentionLayout(kernel, tuple(lengths), _runs(lengths), ends - size, size, slots, key_mask, bounds)
+
+
+def _runs(lengths: list[int]) -> tuple[tuple[int, int, int], ...]:
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1][2] == length:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, length)
+        else:
+            runs.append((start, 1, length))
+        start += length
+    return tuple(runs)
 
 
 def choose_kernel(wanted: str, device: torch.device) -> Kernel:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill_core.features import FeatureRequest, Features
+from distill_core.batch import Batch
+from distill_core.features import FeatureRequest, Features, Heads
 from distill_core.models.attention import AttentionLayout, attend
 from distill_core.models.config import EncoderConfig
 
@@ -33,8 +34,8 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(h, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        segment = self.token_type_embeddings(torch.zeros_like(ids))
+    def forward(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        segment = self.token_type_embeddings(torch.zeros_like(ids) if types is None else types)
         x = self.word_embeddings(ids) + segment + self.position_embeddings(positions)
         return self.dropout(self.LayerNorm(x))  # type: ignore[no-any-return]
 
@@ -49,9 +50,9 @@ class SelfAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.dropout_p = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, where: AttentionLayout) -> Tensor:
-        q, k, v = (w(x).view(len(x), self.heads, -1) for w in (self.query, self.key, self.value))
-        return attend(q, k, v, where, self.dropout_p if self.training else 0.0).flatten(1)
+    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+        heads = Heads(*(w(x).view(len(x), self.heads, -1) for w in (self.query, self.key, self.value)))
+        return attend(*heads, where, self.dropout_p if self.training else 0.0).flatten(1), heads
 
 
 class AddAndNorm(nn.Module):
@@ -73,8 +74,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = AddAndNorm(config, config.hidden_size)
 
-    def forward(self, x: Tensor, where: AttentionLayout) -> Tensor:
-        return self.output(self.self(x, where), x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+        context, heads = self.self(x, where)
+        return self.output(context, x), heads
 
 
 class Intermediate(nn.Module):
@@ -94,9 +96,9 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, where: AttentionLayout) -> Tensor:
-        x = self.attention(x, where)
-        return self.output(self.intermediate(x), x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+        x, heads = self.attention(x, where)
+        return self.output(self.intermediate(x), x), heads
 
 
 class LayerStack(nn.Module):
@@ -144,8 +146,8 @@ class Head(nn.Module):
 class Encoder(nn.Module):
     """Encoder with masked-LM head.
 
-    ``forward`` takes a stream of N tokens (ids, positions: int64 [N]), the layout of its sequences and the
-    rows (int64 [M]) at which vocabulary logits are wanted; it returns just the features of ``request``.
+    ``forward`` takes a batch (its ids, positions, types, layout and the rows at which vocabulary logits are
+    wanted) and returns just the features of ``request``.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -163,23 +165,27 @@ class Encoder(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        where: AttentionLayout,
-        rows: Tensor | None,
-        request: FeatureRequest,
-    ) -> Features:
+    def forward(self, batch: Batch, request: FeatureRequest) -> Features:
         features = Features()
-        x = self.bert.embeddings(ids, positions)
+        x = self.bert.embeddings(batch.ids, batch.positions, batch.types)
         if 0 in request.hidden:
             features.hidden[0] = x
         for index in range(request.deepest(self.config.num_hidden_layers)):
-            x = self.bert.encoder.layer[index](x, where)
+            x, heads = self.bert.encoder.layer[index](x, batch.layout)
             if index + 1 in request.hidden:
                 features.hidden[index + 1] = x
-        if request.logits:
-            assert rows is not None
-            features.logits = self.cls.predictions(x[rows], self.bert.embeddings.word_embeddings)
+            if index + 1 in request.heads:
+                features.heads[index + 1] = heads
+        self._logits(x, batch, request, features)
         return features
+
+    def _logits(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features) -> None:
+        """Vocabulary logits at the wanted rows; rows that are wanted twice are computed once."""
+        words = self.bert.embeddings.word_embeddings
+        everywhere = self.cls.predictions(x, words) if "all" in request.logits else None
+        for kind in request.logits:
+            rows = batch.at(kind)
+            if everywhere is not None:
+                features.logits[kind] = everywhere if rows is None else everywhere[rows]
+            else:
+                features.logits[kind] = self.cls.predictions(x[rows], words)

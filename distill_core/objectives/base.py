@@ -4,31 +4,65 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from configs.loader import Config
 from configs.registry import Registry
+from distill_core.batch import Batch, Count
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 
-if TYPE_CHECKING:
-    from distill_core.data import Batch
-
-Count = Literal["tokens", "masked"]
 OBJECTIVES: Registry[type[Term]] = Registry("loss")
+
+
+class Schedule(Config):
+    """A value that moves in a straight line over a stretch of the stage, and stands still before and after."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+    begin: float = Field(default=0.0, ge=0, le=1)
+    """Share of the stage's steps at which it leaves ``start``."""
+    finish: float = Field(default=1.0, ge=0, le=1)
+    """Share of the stage's steps at which it reaches ``end``."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Schedule:
+        if self.finish <= self.begin:
+            raise ValueError(f"a schedule's finish ({self.finish:g}) must come after its begin ({self.begin:g})")
+        return self
+
+    def at(self, progress: float) -> float:
+        """The value when the share ``progress`` of the stage's steps is done."""
+        share = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
+        return self.start + (self.end - self.start) * share
+
+
+def value_at(value: float | Schedule, progress: float) -> float:
+    return value.at(progress) if isinstance(value, Schedule) else value
 
 
 class TermConfig(Config):
     """What every term has."""
 
     kind: str
-    weight: float = Field(default=1.0, ge=0)
+    weight: float | Schedule = 1.0
+    """A number, or a schedule over the stage: {start: 0, end: 1}."""
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """(teacher layer, student layer) pairs matched by the term; empty if it matches none."""
+    @model_validator(mode="after")
+    def _not_negative(self) -> TermConfig:
+        if isinstance(self.weight, float) and self.weight < 0:
+            raise ValueError(f"weight {self.weight:g} is negative; a loss is weighted with 0 or more")
+        return self
+
+    def pairs(self, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
+        """(teacher layer, student layer) pairs matched by the term; empty if it matches none.
+
+        Raises:
+            ConfigError: when the two depths do not allow the map.
+        """
         return []
 
 
@@ -49,7 +83,7 @@ class Term(nn.Module, ABC):
     """
 
     Config: ClassVar[type[TermConfig]] = TermConfig
-    count: ClassVar[Count]
+    count: Count
 
     def __init__(self, config: TermConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__()
@@ -63,4 +97,5 @@ class Term(nn.Module, ABC):
         return [self.kind]
 
     @abstractmethod
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]: ...
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The sums over this batch; ``progress``: the share of the stage's steps that is done, for schedules."""

@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from configs.errors import ConfigError
+from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
-
-if TYPE_CHECKING:
-    from distill_core.data import Batch
-
-
-class HiddenMseConfig(TermConfig):
-    kind: Literal["hidden_mse"]
-    layers: list[tuple[int, int]] = Field(min_length=1)
-    """(teacher, student) pairs; 0 is the embedding output, i the output of layer i."""
-    projection: Literal["auto", "linear", "none"] = "auto"
-    """On the student's side, one per pair; ``auto``: linear where the widths differ."""
-
-    def pairs(self) -> list[tuple[int, int]]:
-        return [(t, s) for t, s in self.layers]
+from distill_core.objectives.layers import LayerMap, layer_pairs
+from distill_core.objectives.projection import ProjectionName, Projections
 
 
-@OBJECTIVES.add("hidden_mse")
-class HiddenMse(Term):
-    """For each pair (t, s): mean over real tokens and teacher width of (W h_S[s] + b - h_T[t])², in fp32.
+class MatchConfig(TermConfig):
+    """A loss between hidden states of pairs of layers."""
 
-    Source: TextBrewer ``hid_mse_loss`` with independent linear projections (weights N(0, 0.02), bias 0) on
-    the student, as MiniRBT uses it (arXiv 2304.00717); on real tokens, of which a token stream has no others.
-    """
+    layers: LayerMap
+    """(teacher, student) pairs, 0 = the embedding output, i = the output of layer i; or the name of a map."""
+    projection: ProjectionName = "auto"
+    """On the student's side; ``auto``: linear where the widths differ."""
+    shared_projection: bool = False
+    """One map for all pairs, as in TinyBERT's code, instead of one for each."""
 
-    Config = HiddenMseConfig
-    count = "tokens"
+    def pairs(self, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
+        return layer_pairs(self.layers, teacher_layers, student_layers, self.kind, embeddings=True)
 
-    def __init__(self, config: HiddenMseConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
+
+class HiddenMatch(Term):
+    """What the losses between hidden states have in common: the pairs, the projections, the requests."""
+
+    def __init__(self, config: MatchConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
         assert teacher is not None
-        self.pairs = config.pairs()
-        for t, s in self.pairs:
-            _check_layer("teacher", t, teacher)
-            _check_layer("student", s, student)
-        widths_differ = student.hidden_size != teacher.hidden_size
-        if widths_differ and config.projection == "none":
-            raise ConfigError(
-                f"hidden_mse with projection: none needs equal widths, but the student has {student.hidden_size} "
-                f"and the teacher {teacher.hidden_size}; use projection: linear."
-            )
-        project = config.projection == "linear" or (config.projection == "auto" and widths_differ)
-        self.projections = nn.ModuleList(
-            _projection(student.hidden_size, teacher.hidden_size) if project else nn.Identity() for _ in self.pairs
+        self.pairs = config.pairs(teacher.num_hidden_layers, student.num_hidden_layers)
+        self.project = Projections(
+            config.projection,
+            config.shared_projection,
+            len(self.pairs),
+            student.hidden_size,
+            teacher.hidden_size,
+            config.kind,
         )
 
     def needs(self) -> Needs:
@@ -63,27 +51,33 @@ class HiddenMse(Term):
         )
 
     def names(self) -> list[str]:
-        return [f"hidden_mse/{t}-{s}" for t, s in self.pairs]
+        return [f"{self.kind}/{t}-{s}" for t, s in self.pairs]
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        sums = {}
-        for (t, s), project in zip(self.pairs, self.projections, strict=True):
-            target = teacher.hidden[t].float()
-            difference = project(student.hidden[s]).float() - target
-            sums[f"hidden_mse/{t}-{s}"] = difference.square().sum() / target.shape[-1]
-        return sums
-
-
-def _projection(student_width: int, teacher_width: int) -> nn.Linear:
-    linear = nn.Linear(student_width, teacher_width)
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    return linear
+    def matched(self, student: Features, teacher: Features) -> list[tuple[str, Tensor, Tensor]]:
+        """(name, projected student [N, H_T], teacher [N, H_T]) of each pair, in fp32."""
+        return [
+            (name, self.project(match, student.hidden[s]).float(), teacher.hidden[t].float())
+            for match, (name, (t, s)) in enumerate(zip(self.names(), self.pairs, strict=True))
+        ]
 
 
-def _check_layer(who: str, layer: int, model: EncoderConfig) -> None:
-    if not 0 <= layer <= model.num_hidden_layers:
-        raise ConfigError(
-            f"hidden_mse names {who} layer {layer}, but the {who} has layers 0 (embeddings) to "
-            f"{model.num_hidden_layers}."
-        )
+class HiddenMseConfig(MatchConfig):
+    kind: Literal["hidden_mse"]
+
+
+@OBJECTIVES.add("hidden_mse")
+class HiddenMse(HiddenMatch):
+    """For each pair (t, s): mean over real tokens and teacher width of (W h_S[s] + b - h_T[t])², in fp32.
+
+    Source: TextBrewer ``hid_mse_loss`` with independent linear projections (weights N(0, 0.02), bias 0) on
+    the student, as MiniRBT uses it (arXiv 2304.00717); on real tokens, of which a token stream has no others.
+    """
+
+    Config = HiddenMseConfig
+    count = "tokens"
+
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return {
+            name: (mine - theirs).square().sum() / theirs.shape[-1]
+            for name, mine, theirs in self.matched(student, teacher)
+        }

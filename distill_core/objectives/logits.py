@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from configs.errors import ConfigError
-from distill_core.features import FeatureRequest, Features
+from distill_core.batch import Batch
+from distill_core.features import MASKED_LOGITS, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
-
-if TYPE_CHECKING:
-    from distill_core.data import Batch
 
 
 class KdCeConfig(TermConfig):
@@ -48,12 +46,11 @@ class KdCe(Term):
         self.scale = config.temperature**2 if config.temperature_squared else 1.0
 
     def needs(self) -> Needs:
-        return Needs(FeatureRequest(logits=True), FeatureRequest(logits=True))
+        return Needs(MASKED_LOGITS, MASKED_LOGITS)
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        assert student.logits is not None and teacher.logits is not None
-        target = F.softmax(teacher.logits.float() / self.temperature, dim=-1)
-        log_probs = F.log_softmax(student.logits.float() / self.temperature, dim=-1)
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        target = F.softmax(teacher.logits["masked"].float() / self.temperature, dim=-1)
+        log_probs = F.log_softmax(student.logits["masked"].float() / self.temperature, dim=-1)
         return {"kd_ce": -self.scale * (target * log_probs).sum()}
 
 
@@ -72,8 +69,8 @@ class Mlm(Term):
     count = "masked"
 
     def needs(self) -> Needs:
-        return Needs(FeatureRequest(logits=True))
+        return Needs(MASKED_LOGITS)
 
-    def forward(self, student: Features, teacher: Features, batch: Batch) -> dict[str, Tensor]:
-        assert student.logits is not None
-        return {"mlm": F.cross_entropy(student.logits.float(), batch.labels, reduction="sum")}
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        return {"mlm": F.cross_entropy(student.logits["masked"].float(), batch.labels, reduction="sum")}

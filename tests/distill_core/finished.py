@@ -96,6 +96,7 @@ def make_stage(config: RunConfig, index: int, corpus: Corpus) -> None:
         "seconds": 12.5,
         "tokens_per_second": 345.6,
         "parameters": encoder.config.parameters(),
+        "pairs": [[], [[0, 0], [3, 2]]] if index else [[]],
         "teacher": "teacher" if index else None,
         "teacher_parameters": 999 if index else None,
         "corpus_hash": corpus.hash,

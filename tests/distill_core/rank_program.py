@@ -52,7 +52,7 @@ def steps(engine: Engine, teacher: Teacher, corpus: Corpus, rank: Rank, first: i
         counts = global_counts(step.batches, rank)
         loss = torch.zeros(())
         for batch in step.batches:
-            losses = engine(batch, teacher(batch), counts)
+            losses = engine(batch, teacher(batch), counts, 0.0)
             engine.backward(losses.total, last=batch is step.batches[-1])
             loss += losses.total.detach().float()
         engine.step(1e-2)

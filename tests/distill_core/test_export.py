@@ -17,19 +17,19 @@ from configs.errors import ConfigError, DataError, OutputError
 from distill_core import export
 from distill_core.evaluate.fill_mask import guesses
 from distill_core.export import export_run
+from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
 from distill_core.models import pretrained
-from distill_core.models.attention import layout
 from distill_core.outcome import write_json
 from tests.distill_core.finished import SENTENCES, Finished
 
 
 def ours(folder: Path, ids: Tensor) -> Features:
     encoder = pretrained.load(str(folder), "test").encoder.eval()
-    n, last = ids.numel(), encoder.config.num_hidden_layers
-    request = FeatureRequest(hidden=frozenset({last}), logits=True)
+    last = encoder.config.num_hidden_layers
+    request = FeatureRequest(hidden=frozenset({last}), logits=frozenset({"all"}))
     with torch.no_grad():
-        features: Features = encoder(ids, torch.arange(n), layout([n], "runs"), torch.arange(n), request)
+        features: Features = encoder(Batch.of([ids.tolist()]), request)
     return features
 
 
@@ -38,11 +38,10 @@ def test_transformers_loads_the_folder_with_equal_outputs(finished: Finished) ->
     assert folder == finished.folder / "export" / "student"
     inputs = AutoTokenizer.from_pretrained(folder)(SENTENCES[0], return_tensors="pt")
     features = ours(finished.config.stage_folder(1) / "model", inputs["input_ids"][0])
-    assert features.logits is not None
     with torch.no_grad():
         logits = AutoModelForMaskedLM.from_pretrained(folder).eval()(**inputs).logits[0]
         hidden = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[0]
-    torch.testing.assert_close(logits, features.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, features.logits["all"], atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden, features.hidden[2], atol=1e-5, rtol=0)
     found = pipeline("fill-mask", model=str(folder))(SENTENCES[1], top_k=3)
     expected = guesses(finished.config.stage_folder(1) / "model", [SENTENCES[1]], top_k=3)[0]["guesses"]

@@ -1,0 +1,101 @@
+"""A batch: one stream of real tokens. There is no padding anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill_core.features import Rows
+from distill_core.models.attention import AttentionLayout, Kernel, layout
+
+Count = Literal["tokens", "masked", "sampled", "sequences", "pairs", "targets"]
+"""What losses are averaged over. ``pairs``: query-key pairs (the sum of squared lengths); ``targets``: labels."""
+
+COUNTS: tuple[Count, ...] = ("tokens", "masked", "sampled", "sequences", "pairs", "targets")
+
+
+@dataclass
+class Batch:
+    """N tokens of B sequences, longest first.
+
+    ``ids``, ``positions``: int64 [N] (positions from 0 in each sequence); ``layout``: where the sequences lie;
+    ``types``: int64 [N], 0 for the first text and 1 for the second, None: all 0; ``rows``: int64 [M], the masked
+    rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed sample
+    of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
+    a task (distill_core/tasks); ``sequence_ids``: uint64 [B], for messages.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    layout: AttentionLayout
+    types: Tensor | None = None
+    rows: Tensor | None = None
+    labels: Tensor | None = None
+    sampled: Tensor | None = None
+    order: Tensor | None = None
+    targets: Tensor | None = None
+    sequence_ids: NDArray[np.uint64] | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        return self.ids.numel()
+
+    @property
+    def n_masked(self) -> int:
+        return 0 if self.rows is None else self.rows.numel()
+
+    def at(self, rows: Rows) -> Tensor | None:
+        """int64, the rows of that kind; None for all of them."""
+        if rows == "all":
+            return None
+        chosen = self.rows if rows == "masked" else self.sampled
+        if chosen is None:
+            raise ValueError(f"this batch has no {rows} rows")
+        return chosen
+
+    def counts(self) -> dict[Count, float]:
+        """This batch's part of every count (float64-exact integers)."""
+        lengths = self.layout.lengths
+        return {
+            "tokens": self.n_tokens,
+            "masked": self.n_masked,
+            "sampled": 0 if self.sampled is None else self.sampled.numel(),
+            "sequences": len(lengths),
+            "pairs": sum(n * n for n in lengths),
+            "targets": 0 if self.targets is None else self.n_targets,
+        }
+
+    @property
+    def n_targets(self) -> int:
+        """Labelled places: tokens whose label is not -100, or sequences."""
+        assert self.targets is not None
+        if self.targets.is_floating_point():
+            return len(self.targets)
+        places = self.targets if self.targets.dim() == 1 else self.targets[:, 0]
+        return int((places != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        return self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], kernel: Kernel = "runs", rows: Tensor | None = None) -> Batch:
+        """The stream of some lists of token ids, in their order (speed wants the longest first)."""
+        lengths = [len(ids) for ids in sequences]
+        ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        return cls(ids, positions, layout(lengths, kernel), rows=rows)
+
+    def _moved(self, move: Callable[[Tensor], Tensor], where: AttentionLayout) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, layout=where, **moved)
+
+
+IGNORED = -100
+"""The label of a token that carries none (torch's ``ignore_index``)."""

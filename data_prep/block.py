@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
-from data_prep.clean import clean, sentences
-from data_prep.config import DataConfig
+from data_prep.clean import clean, units
+from data_prep.config import CleanConfig, DataConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
 from data_prep.documents import Block, Counts
-from data_prep.masking import MaskRule, draw
+from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
-from data_prep.variants import VARIANTS, Sequences
+from data_prep.variants import VARIANTS, Sequences, Units
 
 BATCH = 64
 """Documents that are tokenised together."""
@@ -81,7 +82,8 @@ def prepare_block(task: Task) -> dict[str, Any]:
     with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
         texts = cleaned(config, task.reader, task.block, counts)
         while batch := list(islice(texts, BATCH)):
-            for text, document in zip(batch, encode(batch, tokenizer, segmenter), strict=True):
+            encoded = encode(batch, tokenizer, segmenter, config.clean, counts)
+            for text, document in zip(batch, encoded, strict=True):
                 held_out = document_hash(text, config.seed) < task.held_out_below
                 writer.splits["held_out" if held_out else "train"].add_document(document)
                 counts["characters"] += len(text)
@@ -97,28 +99,32 @@ def prepare_block(task: Task) -> dict[str, Any]:
 
 
 def encode(
-    texts: list[str], tokenizer: Tokenizer, segmenter: Segmenter
+    texts: list[str], tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig, counts: Counts
 ) -> list[list[tuple[NDArray[np.integer], NDArray[np.bool_]]]]:
-    """For each text its sentences as (ids, continuation bits).
+    """For each text its units as (ids, continuation bits); those that are too short are left out and counted.
 
     Words are cut in the whole text, so that the segmenter sees context; a token continues a word when it begins
     at a character that begins none, or at the same character as the token before it.
     """
-    cut = [sentences(text) for text in texts]
-    encoded = iter(tokenizer.encode([sentence for document in cut for sentence in document]))
+    cut = [units(text, rule) for text in texts]
+    long_enough = [[len(unit) >= rule.min_unit_characters for unit in document] for document in cut]
+    kept = [u for document, keep in zip(cut, long_enough, strict=True) for u in compress(document, keep)]
+    counts["short_units"] += sum(map(len, cut)) - len(kept)
+    encoded = iter(tokenizer.encode(kept))
     out = []
-    for text, document in zip(texts, cut, strict=True):
+    for text, document, keep in zip(texts, cut, long_enough, strict=True):
         code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         starts = segmenter.word_starts(text)[code_points != ord("\n")]
         at = 0
         parts = []
-        for sentence in document:
-            ids, offsets = next(encoded)
-            continues = ~starts[at + offsets]
-            continues[1:] |= offsets[1:] == offsets[:-1]
-            continues[:1] = False
-            parts.append((ids, continues))
-            at += len(sentence)
+        for unit, wanted in zip(document, keep, strict=True):
+            if wanted:
+                ids, offsets = next(encoded)
+                continues = ~starts[at + offsets]
+                continues[1:] |= offsets[1:] == offsets[:-1]
+                continues[:1] = False
+                parts.append((ids, continues))
+            at += len(unit)
         out.append(parts)
     return out
 
@@ -127,35 +133,39 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     """Sequence index, stored masks and token counts of a written split; returns its facts for the manifest."""
     config, folder = task.config, split.folder
     index = read_index(folder / "tokens.idx")
-    n_tokens = int(index.lengths.sum(dtype=np.int64))
+    lengths = index.lengths.astype(np.int64)
+    n_tokens = int(lengths.sum())
     tokens = map_array(folder / "tokens.bin", split.dtype.name, (n_tokens,))
     bits = map_array(folder / "words.bits", "u1", ((n_tokens + 7) // 8,))
     continues = np.unpackbits(bits, count=n_tokens, bitorder="little").astype(np.bool_)
-    kind, longest = config.sequences.kind, config.sequences.max_length
-    sequences = VARIANTS[kind](index, continues, longest - 2)
-    view = folder / "sequences" / f"{kind}-{longest}"
+    base = np.uint64(task.ordinal << 32) | (HELD_OUT_BIT if name == "held_out" else np.uint64(0))
+    written = Units(lengths, index.documents, tokens, continues, config.seed, base)
+    sequences = VARIANTS[config.sequences.kind](written, config.sequences)
+    view = folder / "sequences" / config.sequences.folder
     write_array(view / "offsets.bin", sequences.offsets)
     write_array(view / "pieces.bin", sequences.pieces)
+    if sequences.firsts is not None and sequences.order is not None:
+        write_array(view / "firsts.bin", sequences.firsts.astype(np.uint16))
+        write_array(view / "order.bin", sequences.order)
     if name == "train":
         counts = np.bincount(tokens, minlength=tokenizer.vocab_size) if n_tokens else np.zeros(tokenizer.vocab_size)
         write_array(folder / "unigram.bin", counts.astype(np.int64))
-    views = config.masks.views if config.masks.mode == "stored" else 0
-    base = np.uint64(task.ordinal << 32) | (HELD_OUT_BIT if name == "held_out" else np.uint64(0))
-    specials = tuple(sorted(tokenizer.special_ids.values()))
-    shares = (config.masks.rate, config.masks.mask, config.masks.random)
-    rule = MaskRule(*shares, tokenizer.special_ids["mask"], tokenizer.vocab_size, specials)
-    masked = [
-        write_masks(view / "masks" / f"view-{v}", sequences, tokens, continues, rule, (config.seed, v, base))
-        for v in range(views)
-    ]
+    masked = []
+    if config.masks.stored(name):
+        rule = mask_rule(config.masks, name, tokenizer.special_ids, tokenizer.vocab_size)
+        masked = [
+            write_masks(view / "masks" / f"view-{v}", sequences, tokens, continues, rule, (config.seed, v, base))
+            for v in range(config.masks.views)
+        ]
     return {
         "documents": len(index.documents) - 1,
-        "sentences": len(index.lengths),
+        "sentences": len(lengths),
         "tokens": n_tokens,
         "words": n_tokens - int(continues.sum()),
         "unknown": int((tokens == tokenizer.special_ids["unk"]).sum()),
         "sequences": len(sequences.offsets) - 1,
         "pieces": len(sequences.pieces),
+        "sequence_tokens": int(sequences.pieces[:, 1].sum()),
         "masked": masked,
     }
 
@@ -178,11 +188,14 @@ def write_masks(
             local = np.arange(begin, min(begin + CHUNK, n), dtype=np.int64)
             first, last = sequences.offsets[local], sequences.offsets[local + 1]
             pieces = sequences.pieces[spread(first, last - first)]
-            where = spread(pieces[:, 0], pieces[:, 1])
-            ends = offsets_of(pieces[:, 1])[offsets_of(last - first)]
+            where, inner = spread(pieces[:, 0], pieces[:, 1]), offsets_of(pieces[:, 1])
+            ends = inner[offsets_of(last - first)]
+            words = continues[where]
+            words[inner[:-1]] = False  # no word reaches over the border of two pieces
             numbers = base | local.astype(np.uint64)
             views = np.full(len(local), view, np.int64)
-            masks = draw(rule, seed, views, numbers, tokens[where], continues[where], ends)
+            masks = draw(rule, seed, views, numbers, tokens[where], words, ends)
+            masks = masks.between(None if sequences.firsts is None else sequences.firsts[local])
             positions.write(masks.positions.astype("<u2").tobytes())
             ids.write(masks.ids.astype(tokens.dtype.newbyteorder("<")).tobytes())
             counts.append(np.diff(masks.offsets))

@@ -1,4 +1,4 @@
-"""The text of a document, made regular, and its sentences."""
+"""The text of a document, made regular, and the units it is cut into."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
     nothing more.
 
     Returns:
-        ``(text, "")``, or ``(None, reason)`` with reason ``empty`` or ``too_short``.
+        ``(text, "")``, or ``(None, reason)`` with reason ``empty``, ``too_short`` or ``short_units`` (none of its
+        units is long enough).
     """
     text = _BREAK.sub("\n", _INVISIBLE.sub("", text))
     if config.unicode != "none":
@@ -48,7 +49,17 @@ def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
         return None, "empty"
     if len(text) < config.min_characters:
         return None, "too_short"
+    if config.min_unit_characters and max(map(len, units(text, config))) < config.min_unit_characters:
+        return None, "short_units"
     return text, ""
+
+
+def units(text: str, config: CleanConfig) -> list[str]:
+    """What sequences are put together from: the lines of a cleaned text, or its sentences.
+
+    Joined they give ``text`` without its newlines; none is empty. Short ones are still among them.
+    """
+    return text.split("\n") if config.unit == "line" else sentences(text)
 
 
 def sentences(text: str) -> list[str]:

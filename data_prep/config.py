@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,12 +30,17 @@ class SourceConfig(Config):
 
 
 class CleanConfig(Config):
-    """What is done to the text of a document before it is cut."""
+    """What is done to the text of a document, and what it is cut into."""
 
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"
     """NFKC also turns the full-width ，！？ into ,!? and is therefore not the default for Chinese."""
     min_characters: int = Field(default=4, ge=0)
     """Documents with fewer characters after cleaning are dropped and counted."""
+    unit: Literal["sentence", "line"] = "sentence"
+    """What sequences are put together from: the lines of a document cut into sentences, or its lines as they are
+    (RobBERTje)."""
+    min_unit_characters: int = Field(default=0, ge=0)
+    """Units with fewer characters are dropped and counted; RobBERTje drops lines of 10 and less (11 here)."""
 
 
 class SegmentConfig(Config):
@@ -60,30 +65,107 @@ class TokenizerConfig(Config):
 
 
 class SequenceConfig(Config):
-    """How the sentences of the corpus become training sequences."""
+    """How the units of the corpus (``clean.unit``) become training sequences (variants.py, pairs.py).
 
-    kind: Literal["documents"] = "documents"
-    """``documents``: whole sentences of one document, packed up to ``max_length``."""
+    Fields that are None belong to other kinds, which alone may set them.
+    """
+
+    kind: Literal["documents", "lines", "merged", "shuffled", "pairs"] = "documents"
+    """``documents``: whole units of one document, packed up to ``max_length``. ``lines``: each unit by itself.
+    ``merged``: consecutive units of one document, joined by chance. ``shuffled``: the units of a shard in random
+    order, packed up to ``max_length``. ``pairs``: [CLS] A [SEP] B [SEP], with a label for A and B."""
     max_length: int = Field(default=512, ge=8, le=65535)
-    """Tokens, with [CLS] and [SEP]."""
+    """Tokens, with [CLS] and [SEP]. Units that are longer are cut."""
+    merge_probability: Fraction | None = None
+    """``merged`` only (default 0.5): the chance that a unit is joined to the one before it. 0 is ``lines``, 1
+    ``documents``."""
+    pair_order: Literal["next", "swapped"] | None = None
+    """``pairs`` only (default ``next``). ``next``: B follows A (label 0) or comes from another document (1), as in BERT
+    and TinyBERT. ``swapped``: B follows A (0) or A follows B (1), as in ALBERT and MacBERT."""
+    short_sequence_probability: Fraction | None = None
+    """``pairs`` only (default 0.1): the share of documents whose pairs are made shorter."""
+    copies: int | None = Field(default=None, ge=1, le=1000)
+    """``pairs`` only (default 1): passes over the documents, each with its own draws, that make one epoch
+    (TinyBERT pre-generates 3)."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the view's folder; the other settings stand in the identity, and so in the name of the shard."""
+        return f"{self.kind}-{self.max_length}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+            return values
+        given = {k: v for k, v in values.items() if v is not None or k not in FIELDS_OF_ONE_KIND}
+        own = {k: default for k, (kind, default) in FIELDS_OF_ONE_KIND.items() if kind == values["kind"]}
+        return own | given
+
+    @model_validator(mode="after")
+    def _belongs_to_the_kind(self) -> SequenceConfig:
+        for name, (kind, _) in FIELDS_OF_ONE_KIND.items():
+            if kind != self.kind and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} belongs to kind: {kind}, but the kind is {self.kind}; remove {name}, or choose that kind"
+                )
+        return self
+
+
+FIELDS_OF_ONE_KIND: dict[str, tuple[str, object]] = {
+    "merge_probability": ("merged", 0.5),
+    "pair_order": ("pairs", "next"),
+    "short_sequence_probability": ("pairs", 0.1),
+    "copies": ("pairs", 1),
+}
+"""Field of :class:`SequenceConfig` -> (the kind of sequences that it belongs to, its default there)."""
+
+HELD_OUT_RATE = 0.15
 
 
 class MaskConfig(Config):
-    """Whole word masking (masking.py)."""
+    """Which tokens are masked (masking.py)."""
 
     mode: Literal["stored", "dynamic"] = "stored"
     """``stored``: drawn at preparation, memory-mapped; epoch e uses view e mod ``views``. ``dynamic``: drawn
     at load time by the same function, view = epoch."""
     views: int = Field(default=4, ge=1, le=1000)
-    rate: float = Field(default=0.15, gt=0, lt=1)
+    rate: float = Field(default=0.15, ge=0, lt=1)
+    """Share of the maskable tokens. 0: nothing is masked in training (as in TinyBERT's second release); the held-out
+    split is then masked at 0.15, so that masked-LM quality can still be measured."""
     mask: Fraction = 0.8
     random: Fraction = 0.1
     """Of the selected tokens: replaced by [MASK], by a random token; the rest is kept."""
+    unit: Literal["word", "token"] = "word"
+    """What is selected: whole words, or every token by itself (the first BERT)."""
+    smoothing: float | None = Field(default=None, ge=0, le=10)
+    """Tokens are selected with weight count^-smoothing, so that rare ones are masked more often (DistilBERT: 0.7).
+    Only with ``unit: token`` and ``mode: dynamic``."""
+    max_masked: int | None = Field(default=None, ge=1)
+    """At most so many tokens of a sequence (TinyBERT: 20)."""
+
+    def rate_of(self, split: str) -> float:
+        return HELD_OUT_RATE if split == "held_out" and self.rate == 0 else self.rate
+
+    def stored(self, split: str) -> bool:
+        """Whether views of ``split`` lie on disk: an empty mask needs none."""
+        return self.mode == "stored" and self.rate_of(split) > 0
 
     @model_validator(mode="after")
     def _shares(self) -> MaskConfig:
         if self.mask + self.random > 1 + 1e-9:
             raise ValueError(f"mask + random = {self.mask + self.random:g}, but together they may be at most 1")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing(self) -> MaskConfig:
+        if self.smoothing is not None and self.unit == "word":
+            raise ValueError("smoothing weighs single tokens; set unit: token, or remove smoothing")
+        if self.smoothing is not None and self.mode == "stored":
+            raise ValueError(
+                "smoothing needs the token counts of the whole corpus, which are not known yet while masks are stored "
+                "with the shards; set mode: dynamic, or remove smoothing"
+            )
         return self
 
 

@@ -17,6 +17,8 @@ from configs.registry import Registry
 from data_prep.corpus import Corpus, SplitName
 
 BATCH = 4096
+LABELS = {"next": "next_sentence_label", "swapped": "sentence_order_label"}
+"""Name of the label of pairs, by ``sequences.pair_order``."""
 FORMATS: Registry[Callable[[Iterator[list[dict[str, Any]]], Path], None]] = Registry("format")
 
 
@@ -24,7 +26,8 @@ def convert(corpus: Corpus, split: SplitName, to: str, out: Path) -> int:
     """Write the sequences of ``split`` to the file ``out`` in format ``to``; returns how many.
 
     A row has ``sequence_id`` (uint64), ``input_ids`` (with [CLS] and [SEP]) and ``word_ids`` (of the same length:
-    the number of the word that each token belongs to).
+    the number of the word that each token belongs to). Pairs also have ``token_type_ids``, and their label as
+    ``next_sentence_label`` (1: B is random) or ``sentence_order_label`` (1: swapped).
 
     Raises:
         ConfigError: unknown format.
@@ -45,6 +48,7 @@ def convert(corpus: Corpus, split: SplitName, to: str, out: Path) -> int:
 
 def batches(corpus: Corpus, split: SplitName) -> Iterator[list[dict[str, Any]]]:
     part = corpus.split(split)
+    label = LABELS[corpus.manifest["identity"]["sequences"].get("pair_order") or "next"]
     for begin in range(0, len(part), BATCH):
         index = np.arange(begin, min(begin + BATCH, len(part)), dtype=np.int64)
         gathered, numbers = part.gather(index), part.sequence_ids(index).tolist()
@@ -53,6 +57,8 @@ def batches(corpus: Corpus, split: SplitName) -> Iterator[list[dict[str, Any]]]:
         for number, (a, b) in zip(numbers, itertools.pairwise(gathered.offsets.tolist()), strict=True):
             ids, own = gathered.ids[a:b].tolist(), (words[a:b] - words[a]).tolist()
             rows.append({"sequence_id": number, "input_ids": ids, "word_ids": own})
+            if gathered.types is not None and gathered.order is not None:
+                rows[-1] |= {"token_type_ids": gathered.types[a:b].tolist(), label: int(gathered.order[len(rows) - 1])}
         yield rows
 
 
@@ -61,10 +67,11 @@ def to_parquet(rows: Iterator[list[dict[str, Any]]], out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fields = [("sequence_id", pa.uint64()), ("input_ids", pa.list_(pa.int32())), ("word_ids", pa.list_(pa.int32()))]
-    schema = pa.schema(fields)
+    types = {"sequence_id": pa.uint64(), **dict.fromkeys(LABELS.values(), pa.int8())}
+    first = next(rows)  # a prepared split has sequences
+    schema = pa.schema([(name, types.get(name, pa.list_(pa.int32()))) for name in first[0]])
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        for batch in rows:
+        for batch in itertools.chain([first], rows):
             writer.write_table(pa.Table.from_pylist(batch, schema))
 
 

@@ -14,8 +14,10 @@ from data_prep.tokenizer import open_tokenizer
 
 LEGEND = (
     "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 "
-    "selected but kept: a word is always selected whole."
+    "selected but kept: a word is always selected whole (with masks.unit: word)."
 )
+ORDERS = {"next": ("B follows A", "B is random"), "swapped": ("A, then B", "swapped")}
+"""What the label of a pair says, by ``sequences.pair_order``."""
 
 
 def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int = 0) -> list[str]:
@@ -25,12 +27,15 @@ def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int 
     gathered, masks = part.gather(index), part.masks(index, np.full(len(index), view, np.int64))
     kind = corpus.manifest["tokenizer"]["kind"]
     entries = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig(kind=kind)).pieces
+    orders = ORDERS[corpus.manifest["identity"]["sequences"].get("pair_order") or "next"]
     drawn = []
     for i in range(len(index)):
         here = slice(gathered.offsets[i], gathered.offsets[i + 1])
         selected = slice(masks.offsets[i], masks.offsets[i + 1])
         replaced = dict(zip(masks.positions[selected].tolist(), masks.ids[selected].tolist(), strict=True))
-        drawn.append(draw_sequence(gathered.ids[here], gathered.continues[here], replaced, entries))
+        text = draw_sequence(gathered.ids[here], gathered.continues[here], replaced, entries)
+        label = "" if gathered.order is None else f"({orders[gathered.order[i]]}) "
+        drawn.append(label + text)
     return drawn
 
 
@@ -74,9 +79,35 @@ def totals(corpus: Corpus) -> dict[str, Any]:
     drops = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()) or "none"
     segmenter, tokenizer, masking = manifest["segmenter"], manifest["tokenizer"], manifest["masking"]
     facts["dropped documents"] = drops
+    if manifest.get("short_units"):
+        facts["dropped units"] = f"{manifest['short_units']:,} too short"
     facts["segmenter"] = f"{segmenter['name']} {segmenter['version']}"
     trained = ", trained on this corpus" if tokenizer["trained"] else ""
     facts["vocabulary"] = f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} entries{trained}"
-    facts["masks"] = f"{masking['mode']}, {masking['views']} views, rate {masking['rate']:.0%}"
+    facts["sequences"] = describe_sequences(manifest["identity"]["sequences"])
+    facts["masks"] = describe_masks(masking)
     facts["prepared in"] = f"{manifest['seconds']:.1f} s, {manifest['megabytes_per_second']:.2f} MB/s"
     return facts
+
+
+def describe_sequences(settings: dict[str, Any]) -> str:
+    """Kind and length, and the settings that belong to the kind."""
+    others = [f"{name} {v}" for name, v in settings.items() if v is not None and name not in ("kind", "max_length")]
+    return ", ".join([settings["kind"], f"up to {settings['max_length']} tokens", *others]).replace("_", " ")
+
+
+def describe_masks(masking: dict[str, Any]) -> str:
+    """Mode and rate, and what is not as usual."""
+    words = [masking["mode"]]
+    if masking["mode"] == "stored":
+        words.append(f"{masking['views']} views")
+    words.append(f"rate {masking['rate']:.0%}")
+    if masking["rate"] == 0:
+        words.append(f"held_out {masking['held_out_rate']:.0%}")
+    if masking.get("unit") == "token":
+        words.append("single tokens")
+    if masking.get("smoothing") is not None:
+        words.append(f"weights count^-{masking['smoothing']:g}")
+    if masking.get("max_masked") is not None:
+        words.append(f"at most {masking['max_masked']} a sequence")
+    return ", ".join(words)

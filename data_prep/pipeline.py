@@ -120,7 +120,7 @@ def writing(folder: Path) -> Iterator[None]:
 def reuse(config: DataConfig, folder: Path) -> Corpus:
     """The finished corpus in ``folder``, unless it was made from something else."""
     corpus = Corpus.open(folder)
-    changed = differences(corpus.manifest["identity"], identity_of(config))
+    changed = differences(as_of_now(corpus.manifest["identity"]), identity_of(config))
     for name, size in corpus.manifest["inputs"].items():
         now = Path(name).stat().st_size if Path(name).is_file() else size  # gone since then: not needed any more
         if now != size:
@@ -137,6 +137,14 @@ def reuse(config: DataConfig, folder: Path) -> Corpus:
             f"Go back to the old values, choose another data.folder (or run `name`), or delete {folder}."
         )
     return corpus
+
+
+def as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity in an older manifest with the fields that came since then, which had their defaults."""
+    try:
+        return identity_of(DataConfig.model_validate(identity))
+    except ValueError:  # fields that are no more: the differences will show them
+        return identity
 
 
 def make_tokenizer(config: DataConfig, readers: list[Reader], folder: Path) -> Tokenizer:
@@ -201,9 +209,9 @@ def file_state(reader: Reader) -> list[int]:
 def check_space(tasks: list[Task], config: DataConfig, folder: Path) -> None:
     """Refuse to begin what cannot end: a low estimate of the bytes to be written against the free ones."""
     text = sum(block_size(t) * (2 if t.block.path.endswith((".gz", ".xz", ".zst")) else 1) for t in tasks)
-    views = config.masks.views if config.masks.mode == "stored" else 0
-    # A token is three bytes of Chinese text; it takes two bytes, an eighth for its word, and 0.6 in a view.
-    needed = text / 3 * (2.1 + 0.6 * views)
+    views = config.masks.views if config.masks.stored("train") else 0
+    # A token is three bytes of Chinese text; it takes two bytes, an eighth for its word, and four in a view if masked.
+    needed = text / 3 * (2.1 + 4 * config.masks.rate * views * (config.sequences.copies or 1))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
@@ -308,7 +316,7 @@ def write_manifest(
         for task, shard in zip(tasks, shards, strict=True)
     ]
     identity = identity_of(config)
-    masking = {**config.masks.model_dump(), "seed": config.seed}
+    masking = {**config.masks.model_dump(), "held_out_rate": config.masks.rate_of("held_out"), "seed": config.seed}
     digest = json.dumps([[s["hash"] for s in listed], tokenizer.hash, masking], sort_keys=True)
     manifest = {
         "hash": hashlib.sha256(digest.encode()).hexdigest()[:32],
@@ -323,13 +331,15 @@ def write_manifest(
             "trained": config.tokenizer.vocab is None,
         },
         "segmenter": describe_segmenter(config.segment),
-        "variant": f"{config.sequences.kind}-{config.sequences.max_length}",
+        "variant": config.sequences.folder,
+        "pairs": config.sequences.kind == "pairs",
         "max_length": config.sequences.max_length,
         "masking": masking,
         "documents": counts["documents"],
         "characters": counts["characters"],
         "text_bytes": counts["bytes"],
         "dropped": Counts(counts).dropped,
+        "short_units": counts["short_units"],
         "splits": {name: dict(total) for name, total in splits.items()},
         "seconds": round(seconds, 3),
         "megabytes_per_second": round(counts["bytes"] / 1e6 / max(seconds, 1e-9), 3),

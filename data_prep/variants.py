@@ -1,13 +1,18 @@
-"""How sentences become training sequences: index views over the same tokens.
+"""How units (sentences or lines) become training sequences: index views over the same tokens.
 
 A view is two arrays: ``pieces`` (int64 [p, 2]: first token, token count) and ``offsets`` (int64 [n + 1]: the
-pieces of sequence i are ``offsets[i]:offsets[i + 1]``). A sequence is the concatenation of its pieces.
+pieces of sequence i are ``offsets[i]:offsets[i + 1]``). A sequence is the concatenation of its pieces; a word never
+reaches over the border of two pieces. Views of pairs also say where the first text ends, and have a label.
+
+What is drawn for a document is a hash of (data seed, the document's tokens, place in it), so that it does not
+depend on how the corpus is cut into blocks and shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,38 +20,106 @@ from numba import njit
 from numpy.typing import NDArray
 
 from configs.registry import Registry
-from data_prep.shards import Index
+from data_prep.config import SequenceConfig
+from data_prep.hashing import GOLDEN, hashed, mix, unit
 
 Ints = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+
+_JOIN, _SHUFFLE = np.uint64(1), np.uint64(2)
+MASK_64 = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a view is made from: one split of one shard.
+
+    ``lengths``: int64 [u], tokens of each unit (at least 1); ``documents``: int64 [d + 1], the units of document i
+    are ``documents[i]:documents[i + 1]``; ``tokens``: [N], all tokens; ``continues``: bool [N], the token continues
+    the word before it; ``seed``: the data's seed; ``base``: id of the first sequence, another for every shard.
+    """
+
+    lengths: Ints
+    documents: Ints
+    tokens: NDArray[np.integer]
+    continues: NDArray[np.bool_]
+    seed: int
+    base: np.uint64
+
+    @cached_property
+    def keys(self) -> Keys:
+        """uint64 [d]: a hash of the seed and of each document's tokens."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        return np.asarray(_keys(np.asarray(self.tokens), ends[self.documents], np.uint64(self.seed & MASK_64)))
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """``offsets``: int64 [n + 1]; ``pieces``: int64 [p, 2]."""
+    """``offsets``: int64 [n + 1]; ``pieces``: int64 [p, 2].
+
+    Of pairs only: ``firsts``: int64 [n], the tokens of the first text; ``order``: uint8 [n], the label.
+    """
 
     offsets: Ints
     pieces: Ints
+    firsts: Ints | None = None
+    order: NDArray[np.uint8] | None = None
 
 
-# (index of sentences and documents, continuation bits of the tokens, content tokens a sequence may have)
-VARIANTS: Registry[Callable[[Index, NDArray[np.bool_], int], Sequences]] = Registry("kind of sequences")
+VARIANTS: Registry[Callable[[Units, SequenceConfig], Sequences]] = Registry("kind of sequences")
 
 
 @VARIANTS.add("documents")
-def documents(index: Index, continues: NDArray[np.bool_], room: int) -> Sequences:
-    """Whole consecutive sentences of one document, as many as fit into ``room`` tokens.
+def documents(units: Units, config: SequenceConfig) -> Sequences:
+    """Whole consecutive units of one document, as many as fit.
 
-    A sentence that is longer by itself is cut before a word (inside one only if the word is longer than
-    ``room``). Every token is in exactly one sequence, in order.
+    A unit that is longer by itself is cut before a word (inside one only if the word is longer than a sequence),
+    and its rest is a unit. Every token is in exactly one sequence, in order.
     """
-    starts = _documents(index.lengths.astype(np.int64), index.documents, continues, room)
+    return _joined(units, config, 1.0)
+
+
+@VARIANTS.add("lines")
+def lines(units: Units, config: SequenceConfig) -> Sequences:
+    """Each unit by itself; one that is too long is cut as in :func:`documents`."""
+    return _joined(units, config, 0.0)
+
+
+@VARIANTS.add("merged")
+def merged(units: Units, config: SequenceConfig) -> Sequences:
+    """Each unit is joined to the one before it with probability ``merge_probability``, if both fit together.
+
+    Never over the end of a document. Without the limit of the length, runs are geometric with mean 1 / (1 - p).
+    Source: RobBERTje (arXiv 2204.13511) names the probability; its script is not public, so the treatment of
+    the limit is our reading.
+    """
+    assert config.merge_probability is not None
+    return _joined(units, config, config.merge_probability)
+
+
+@VARIANTS.add("shuffled")
+def shuffled(units: Units, config: SequenceConfig) -> Sequences:
+    """The units of the whole shard in random order, as many to a sequence as fit; units too long are cut before.
+
+    Sequences cross documents. The order depends on the shard, and so on ``block_megabytes``.
+    """
+    pieces = lines(units, config).pieces
+    ranks = _ranks(np.uint64(units.seed & MASK_64), units.base, len(pieces))
+    pieces = pieces[np.argsort(ranks, kind="stable")]
+    return Sequences(_packed(pieces[:, 1], config.max_length - 2), pieces)
+
+
+def _joined(units: Units, config: SequenceConfig, probability: float) -> Sequences:
+    keys = units.keys if 0 < probability < 1 else np.zeros(len(units.documents) - 1, np.uint64)
+    room = config.max_length - 2
+    starts = _starts(units.lengths, units.documents, units.continues, room, keys, probability)
     counts = np.diff(starts)
     pieces = np.stack([starts[:-1], counts], axis=1)
     return Sequences(np.arange(len(counts) + 1, dtype=np.int64), pieces)
 
 
 @njit(cache=True, nogil=True)
-def _documents(lengths: Any, docs: Any, continues: Any, room: int) -> Any:
+def _starts(lengths: Any, docs: Any, continues: Any, room: int, keys: Any, probability: float) -> Any:
     """The first token of each sequence, and the end of the last."""
     total = 0
     for length in lengths:
@@ -58,7 +131,7 @@ def _documents(lengths: Any, docs: Any, continues: Any, room: int) -> Any:
         filled = room  # a new document begins a new sequence
         for s in range(docs[d], docs[d + 1]):
             length = lengths[s]
-            if filled + length > room:
+            if filled + length > room or unit(hashed(keys[d], _JOIN, s - docs[d])) >= probability:
                 starts[n] = token
                 n += 1
                 filled = 0
@@ -76,3 +149,39 @@ def _documents(lengths: Any, docs: Any, continues: Any, room: int) -> Any:
             filled += length
     starts[n] = token
     return starts[: n + 1].copy()
+
+
+@njit(cache=True, nogil=True)
+def _packed(counts: Any, room: int) -> Any:
+    """Sequence -> its pieces, for pieces of ``counts`` tokens in this order."""
+    offsets = np.empty(len(counts) + 1, np.int64)
+    n, filled = 0, room
+    for p in range(len(counts)):
+        if filled + counts[p] > room:
+            offsets[n] = p
+            n += 1
+            filled = 0
+        filled += counts[p]
+    offsets[n] = len(counts)
+    return offsets[: n + 1].copy()
+
+
+@njit(cache=True, nogil=True)
+def _keys(tokens: Any, ends: Any, seed: Any) -> Any:
+    out = np.empty(len(ends) - 1, np.uint64)
+    for d in range(len(out)):
+        key = mix(seed + GOLDEN)
+        for t in range(ends[d], ends[d + 1]):
+            key = mix(key ^ (np.uint64(tokens[t]) + GOLDEN))
+        out[d] = key
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _ranks(seed: Any, base: Any, n: int) -> Any:
+    """uint64 [n]: sorted by them, n things stand in random order."""
+    key = mix(mix(seed + GOLDEN) ^ base)
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        out[i] = hashed(key, _SHUFFLE, i)
+    return out

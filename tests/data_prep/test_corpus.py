@@ -41,7 +41,7 @@ def test_holds_the_text_it_was_made_from(sample_corpus: Corpus) -> None:
             for read in reader.documents(block, Counts()):
                 text, _ = clean(read.text, config.clean)
                 assert text is not None
-                (document,) = encode([text], tokenizer, segmenter)
+                (document,) = encode([text], tokenizer, segmenter, config.clean, Counts())
                 ids = np.concatenate([i for i, _ in document])
                 bits = np.concatenate([b for _, b in document])
                 expected.append((ids.tolist(), bits.tolist()))

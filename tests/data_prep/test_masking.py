@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.masking import MaskRule, Masks, draw
+from data_prep.config import MaskConfig
+from data_prep.masking import MaskRule, Masks, draw, mask_rule
+from tests.data_prep.hashes import GOLDEN, MASK64, hashed, mix
 
 SPECIALS = (0, 1, 2, 3, 4)
 RULE = MaskRule(rate=0.15, mask=0.8, random=0.1, mask_id=4, vocab_size=300, special_ids=SPECIALS)
@@ -52,20 +56,6 @@ def words_of(sequence: Sequence) -> list[list[int]]:
 
 
 # ------------------------------------------------------------ a slow reference
-
-
-MASK64 = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
-
-
-def mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
-    return x ^ (x >> 31)
-
-
-def hashed(base: int, purpose: int, place: int) -> int:
-    return mix((mix((base + purpose * GOLDEN) & MASK64) + place * GOLDEN + GOLDEN) & MASK64)
 
 
 def reference(sequence: Sequence, number: int, view: int, seed: int, rule: MaskRule) -> dict[int, int]:
@@ -183,3 +173,122 @@ def test_golden() -> None:
 
 
 GOLDEN_MASKS = {1: 4, 14: 4, 15: 4, 19: 129, 26: 4, 27: 36}
+
+
+def test_golden_of_a_batch() -> None:
+    """A hash of many sequences, from before there were other units, limits and weights."""
+    n = np.arange(4000, dtype=np.int64)
+    offsets = np.append(np.arange(0, 4000, 37), 4000)
+    k = len(offsets) - 1
+    numbers = np.arange(k, dtype=np.uint64) << np.uint64(3)
+    masks = draw(RULE, 1337, np.arange(k) % 5, numbers, n * n % 301 % 300, n * 7919 % 11 < 4, offsets)
+    content = b"".join(a.astype("<i8").tobytes() for a in (masks.offsets, masks.positions, masks.ids))
+    assert (len(masks.ids), xxhash.xxh3_64_hexdigest(content)) == (579, "03d3e06c70248b9a")
+
+
+# ------------------------------------------------------------ other rules
+
+
+@given(sequences, st.integers(0, 2**63))
+@settings(max_examples=40, deadline=None)
+def test_single_tokens(batch: list[Sequence], seed: int) -> None:
+    """The same as words of one token each; the budget is always filled."""
+    rule = replace(RULE, whole_words=False)
+    masks = masks_of(batch, list(range(len(batch))), seed=seed, rule=rule)
+    for i, sequence in enumerate(batch):
+        split = [(token, False) for token, _ in sequence]
+        assert of_sequence(masks, i) == reference(split, i, 0, seed, RULE)
+        maskable = sum(token not in SPECIALS for token, _ in sequence)
+        expected = min(maskable, max(1, math.floor(0.15 * maskable + 0.5)))
+        assert len(of_sequence(masks, i)) == expected
+
+
+@given(sequences)
+@settings(max_examples=30, deadline=None)
+def test_rate_0_masks_nothing(batch: list[Sequence]) -> None:
+    masks = masks_of(batch, list(range(len(batch))), rule=replace(RULE, rate=0))
+    assert masks.offsets.tolist() == [0] * (len(batch) + 1)
+    assert len(masks.positions) == len(masks.ids) == 0
+
+
+@given(sequences, st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_a_limit_is_held(batch: list[Sequence], most: int) -> None:
+    rule = replace(RULE, rate=0.6)
+    free, limited = (masks_of(batch, list(range(len(batch))), rule=r) for r in (rule, replace(rule, max_masked=most)))
+    assert np.diff(limited.offsets).max(initial=0) <= most
+    for i, sequence in enumerate(batch):
+        budget = math.floor(0.6 * sum(len(w) for w in words_of(sequence) if not is_special(sequence, w)) + 0.5)
+        if budget <= most and len(of_sequence(free, i)) <= most:
+            assert of_sequence(limited, i) == of_sequence(free, i)
+
+
+def is_special(sequence: Sequence, word: list[int]) -> bool:
+    return any(sequence[place][0] in SPECIALS for place in word)
+
+
+def inclusion(weights: list[float], k: int) -> list[float]:
+    """Chance of each thing to be among ``k`` successive draws without replacement, by all orders."""
+    chances = [0.0] * len(weights)
+    for order in itertools.permutations(range(len(weights)), k):
+        chance, left = 1.0, sum(weights)
+        for thing in order:
+            chance *= weights[thing] / left
+            left -= weights[thing]
+        for thing in order:
+            chances[thing] += chance
+    return chances
+
+
+def test_smoothing_draws_in_proportion_without_replacement() -> None:
+    counts = np.zeros(300, np.int64)
+    tokens = [10, 11, 12, 13, 14]
+    counts[tokens] = [1, 5, 40, 1000, 0]
+    config = MaskConfig(mode="dynamic", unit="token", smoothing=0.7, rate=0.4)
+    special_ids = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    rule = mask_rule(config, "train", special_ids, 300, counts)
+    n = 40_000
+    batch = [[(token, False) for token in tokens] + [(1, False)]] * n  # [UNK] is never taken
+    masks = masks_of(batch, list(range(n)), rule=rule)
+    assert (np.diff(masks.offsets) == 2).all()
+    found = np.bincount(masks.positions, minlength=7) / n
+    expected = inclusion([max(c, 1) ** -0.7 for c in (1, 5, 40, 1000, 0)], 2)
+    assert found[0] == found[6] == 0
+    assert found[1:6] == pytest.approx(expected, abs=4 * math.sqrt(0.25 / n))
+
+
+def test_equal_weights_select_uniformly() -> None:
+    rule = replace(RULE, whole_words=False, weights=np.ones(300), rate=0.2)
+    n = 20_000
+    masks = masks_of([[(10 + i, True) for i in range(10)]] * n, list(range(n)), rule=rule)
+    assert np.bincount(masks.positions, minlength=11)[1:] / n == pytest.approx([0.2] * 10, abs=0.012)
+
+
+def test_rates_of_the_splits() -> None:
+    special_ids = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    unmasked = MaskConfig(rate=0)
+    assert mask_rule(unmasked, "train", special_ids, 300).rate == 0
+    assert mask_rule(unmasked, "held_out", special_ids, 300).rate == 0.15
+    assert not unmasked.stored("train") and unmasked.stored("held_out")
+    assert mask_rule(MaskConfig(rate=0.3), "held_out", special_ids, 300).rate == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"smoothing": 0.7}, "set unit: token"),
+        ({"smoothing": 0.7, "unit": "token"}, "set mode: dynamic"),
+        ({"rate": 1.0}, "less than 1"),
+        ({"max_masked": 0}, "greater than or equal to 1"),
+        ({"mask": 0.9, "random": 0.2}, "at most 1"),
+    ],
+)
+def test_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskConfig.model_validate(settings)
+
+
+def test_between_moves_what_stands_behind_the_separator() -> None:
+    masks = Masks(np.array([0, 3, 3, 5]), np.array([1, 4, 5, 2, 3]), np.arange(5))
+    assert masks.between(np.array([4, 1, 1])).positions.tolist() == [1, 4, 6, 3, 4]
+    assert masks.between(None) is masks

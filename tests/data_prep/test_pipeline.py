@@ -17,10 +17,11 @@ import pytest
 
 from configs.errors import DataError, OutputError
 from data_prep import pipeline
-from data_prep.config import DataConfig, SourceConfig, TokenizerConfig
+from data_prep.config import DataConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.pipeline import Progress, prepare, verify
 from data_prep.readers.text import TextReader
+from data_prep.shards import read_manifest, write_manifest
 from tests.data_prep.conftest import sample_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +87,34 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"seed: 1337 -> 1") as error:
         prepare(config.model_copy(update={"seed": 1}), tmp_path / "data")
     assert "another data.folder" in str(error.value)
+
+
+def test_data_of_an_older_version_is_good(tmp_path: Path) -> None:
+    """Its manifest lacks the fields that came later: they had their defaults."""
+    config = small(tmp_path)
+    first = prepare(config, tmp_path / "data")
+    manifest = read_manifest(first.folder)
+    for part, later in (
+        (manifest["identity"]["masks"], ("unit", "smoothing", "max_masked")),
+        (manifest["masking"], ("unit", "smoothing", "max_masked", "held_out_rate")),
+        (manifest["identity"]["clean"], ("unit", "min_unit_characters")),
+        (
+            manifest["identity"]["sequences"],
+            ("merge_probability", "pair_order", "short_sequence_probability", "copies"),
+        ),
+        (manifest, ("pairs", "short_units")),
+        *((split, ("sequence_tokens",)) for split in manifest["splits"].values()),
+    ):
+        for name in later:
+            del part[name]
+    write_manifest(first.folder, manifest)
+    again = prepare(config, tmp_path / "data")
+    index = np.arange(len(first.split("train")))
+    before, after = (corpus.split("train") for corpus in (first, again))
+    assert np.array_equal(before.masks(index, index).ids, after.drawn_masks(index, index % 3).ids)
+    assert before.n_tokens == after.n_tokens
+    with pytest.raises(DataError, match=r"sequences\.kind: 'documents' -> 'lines'"):
+        prepare(config.model_copy(update={"sequences": SequenceConfig(kind="lines", max_length=48)}), tmp_path / "data")
 
 
 def test_changed_input_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ setup(
     package_data={
         "configs": ["*.yaml", "**/*.yaml"],
         "data_prep": ["sample_corpus/*.txt", "sample_corpus/*.md"],
-        "distill_core": ["**/*.j2", "**/*.html"],
+        "distill_core": ["**/*.j2", "**/*.html", "**/*.yaml"],
     },
     install_requires=[
         "datasets>=3",

@@ -16,9 +16,12 @@ from rich.text import Text
 from configs.errors import DataError
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
+from distill_core import report_facts
 from distill_core.config import RunConfig
 from distill_core.data import held_out_batches
-from distill_core.evaluate import fill_mask, latency
+from distill_core.evaluate import fill_mask, latency, side_by_side, unigram
+from distill_core.evaluate.bias import read_templates
+from distill_core.evaluate.choice import read_choices
 from distill_core.export import check_finished, export_run
 from distill_core.models import pretrained
 from distill_core.outcome import (
@@ -30,6 +33,7 @@ from distill_core.outcome import (
     write_json,
 )
 from distill_core.report import write_report
+from distill_core.report_evaluation import tables
 from distill_core.report_facts import latency_at
 
 TOP_K = 5
@@ -57,17 +61,19 @@ def finish_run(config: RunConfig, folder: Path) -> None:
         facts,
         lambda: unigram_baseline(corpus, training.evaluate_sequences, config.seed),
     )
-    facts = {"models": fingerprints(models), "max_length": corpus.max_length}
+    hashes = fingerprints(models)
+    facts = {"models": hashes, "max_length": corpus.max_length}
     facts |= config.evaluation.model_dump(mode="json", include=_LATENCY)
     kept(evaluation / "latency.json", facts, lambda: {"rows": latency_rows(config, models, corpus.max_length)})
     asked = first_and_last(models)
     sentences = config.evaluation.sentences
-    facts = {"models": fingerprints(asked), "sentences": sentences, "top_k": TOP_K}
+    facts = {"models": {name: hashes[name] for name in asked}, "sentences": sentences, "top_k": TOP_K}
     kept(
         evaluation / "fill_mask.json",
         facts,
         lambda: {"rows": fill_mask.compare(asked, sentences, TOP_K)},
     )
+    measure_language(config, folder, corpus, models, hashes)
     exported = export_run(config, folder)
     report = write_report(config, folder)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without Chinese must not fail a finished run
@@ -77,6 +83,29 @@ def finish_run(config: RunConfig, folder: Path) -> None:
 
 
 _LATENCY = {"latency_lengths", "latency_batch_sizes", "latency_repeats"}
+
+
+def measure_language(
+    config: RunConfig, folder: Path, corpus: Corpus, models: dict[str, str], hashes: dict[str, str]
+) -> None:
+    """Pseudo-perplexity, bias and zero-shot choice, as far as the run file asks for them: evaluation/*.json."""
+    wanted, evaluation = config.evaluation, folder / "evaluation"
+    if wanted.pseudo_perplexity is not None:
+        limit = wanted.pseudo_perplexity.sequences
+        facts: dict[str, Any] = {"models": hashes, "corpus": corpus.hash, "sequences": limit, "seed": config.seed}
+        kept(
+            evaluation / "pseudo_perplexity.json",
+            facts,
+            lambda: {"rows": side_by_side.pseudo_perplexities(models, corpus, limit, config.seed)},
+        )
+    if wanted.bias:
+        sets = {name: read_templates(name) for name in wanted.bias}
+        facts = {"models": hashes, "sets": {name: templates.model_dump() for name, templates in sets.items()}}
+        kept(evaluation / "bias.json", facts, lambda: {"rows": side_by_side.biases(models, sets)})
+    if wanted.choices is not None:
+        items = read_choices(wanted.choices)
+        facts = {"models": hashes, "file": wanted.choices, "hash": file_hash(Path(wanted.choices))}
+        kept(evaluation / "choices.json", facts, lambda: {"rows": side_by_side.choices(models, items)})
 
 
 def kept(path: Path, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -126,12 +155,9 @@ def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
     split = corpus.split("held_out")
     batches = held_out_batches(split, limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
     labels = np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
-    counts = corpus.unigram.astype(np.float64)
-    counts[list(corpus.special_ids.values())] = 0  # [UNK] stands in texts, but is never masked
-    log_p = np.log(counts + 1) - np.log(counts.sum() + len(counts))
+    loss, right = unigram.sums(unigram.log_probabilities(corpus.unigram, corpus.special_ids), labels)
     n = max(len(labels), 1)
-    right = (labels == counts.argmax()).sum()
-    return {"loss": float(-log_p[labels].sum() / n), "accuracy": float(right / n), "masked_tokens": len(labels)}
+    return {"loss": loss / n, "accuracy": right / n, "masked_tokens": len(labels)}
 
 
 # ---------------------------------------------------------------- the last words
@@ -144,6 +170,9 @@ def show(outcome: Outcome, exported: Path, report: Path, console: Console) -> No
     if outcome.guesses:
         console.print()
         console.print(fill_mask.table(outcome.guesses))
+    for facts in tables(outcome):
+        console.print()
+        console.print(as_rich(facts))
     console.print()
     lines = {
         "student": str(exported),
@@ -178,6 +207,16 @@ def models_table(outcome: Outcome) -> Table:
             _or_blank(row and row["milliseconds_median"], "{:.2f}"),
             _or_blank(row and row["speedup"], "{:.2f}x"),
         )
+    return table
+
+
+def as_rich(facts: report_facts.Table) -> Table:
+    """A table of the report for the terminal."""
+    table = Table(title=facts.title, title_justify="left", show_edge=False, pad_edge=False)
+    for number, column in enumerate(facts.columns):
+        table.add_column(column, justify="left" if number < facts.text_columns else "right", overflow="fold")
+    for row in facts.rows:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from distill_core import report_facts
+from distill_core import report_evaluation, report_facts
 from distill_core.config import RunConfig
 from distill_core.model_card import TEMPLATES
 from distill_core.outcome import Outcome, read_outcome, write_text
@@ -63,13 +63,14 @@ def write_report(config: RunConfig, folder: Path) -> Path:
         curves(outcome),
         speed(outcome),
         guesses(outcome),
+        language(outcome),
         data(outcome),
         provenance(outcome),
     ]
     facts: dict[str, Any] = {
         "name": config.name,
         "headline": report_facts.headline(outcome),
-        "missing": report_facts.missing(outcome),
+        "missing": report_facts.missing(outcome) + report_evaluation.missing(outcome),
         "sections": [s for s in sections if s.notes or s.tables or s.plots or s.codes],
     }
     for name in ("report.md", "report.html"):
@@ -158,6 +159,17 @@ def guesses(outcome: Outcome) -> Section:
     if not outcome.guesses:
         return Section("Fill-mask")
     return Section("Fill-mask", tables=[report_facts.guesses_table(outcome)])
+
+
+def language(outcome: Outcome) -> Section:
+    """Pseudo-perplexity, bias and zero-shot choice, as far as they were asked for."""
+    listings = report_evaluation.occupation_listings(outcome)
+    return Section(
+        "Language",
+        notes=report_evaluation.notes(outcome),
+        tables=report_evaluation.tables(outcome),
+        codes=[Code(title, "text", text) for title, text in listings.items()],
+    )
 
 
 def data(outcome: Outcome) -> Section:

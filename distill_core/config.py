@@ -10,7 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
+from distill_core.evaluate.pseudo_perplexity import PseudoPerplexityConfig
 from distill_core.models.config import ModelConfig
+from distill_core.models.layer_choice import LayerChoice
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
 
@@ -109,17 +111,32 @@ class TeacherConfig(Config):
 
 
 class InitConfig(Config):
-    """How the student begins."""
+    """How the student begins (``models/initialise.py``)."""
 
-    kind: Literal["random", "teacher_layers"] = "random"
-    layers: list[int] = []
-    """`teacher_layers`: the teacher's layer (0-based) for each student layer."""
+    kind: Literal["random", "teacher_layers", "svd", "model"] = "random"
+    """`svd`: the teacher made narrower; `model`: the weights of another model of the same shape."""
+    layers: LayerChoice = []
+    """The teacher's layer (0-based) for each student layer, or a rule: uniform, top, bottom, symmetric, alternate,
+    distilbert, scores. `teacher_layers` needs it; `svd` makes embeddings only without it."""
     embeddings: bool = True
+    """`teacher_layers`: the embeddings too."""
+    head: bool = False
+    """`teacher_layers`, `svd`: the masked-LM head too, as DistilBERT does; MiniRBT leaves it random."""
+    source: str | None = None
+    """`model`: the name of an earlier stage, a local Hugging Face folder, or a hub name."""
 
     @model_validator(mode="after")
-    def _layers_given(self) -> InitConfig:
-        if (self.kind == "teacher_layers") != bool(self.layers):
-            raise ValueError("`layers` belongs to kind: teacher_layers, and is required there")
+    def _keys_belong(self) -> InitConfig:
+        if bool(self.layers) != (self.kind == "teacher_layers") and not (self.layers and self.kind == "svd"):
+            raise ValueError("`layers` belongs to kind: teacher_layers, and is required there (svd: optional)")
+        if not self.embeddings and self.kind != "teacher_layers":
+            raise ValueError("`embeddings: false` belongs to kind: teacher_layers")
+        if self.head and self.kind not in ("teacher_layers", "svd"):
+            raise ValueError("`head: true` belongs to kind: teacher_layers or svd")
+        if self.head and not self.embeddings:
+            raise ValueError("`head: true` needs `embeddings: true`, as the head's decoder is the word embeddings")
+        if (self.source is not None) != (self.kind == "model"):
+            raise ValueError("`source` belongs to kind: model, and is required there")
         return self
 
 
@@ -172,6 +189,13 @@ class EvaluationConfig(Config):
     latency_repeats: int = Field(default=10, ge=1)
     sentences: list[str] = []
     """With one [MASK] each: the fill-mask guesses printed at the end."""
+    pseudo_perplexity: PseudoPerplexityConfig | None = None
+    """Of all models on held-out sequences; one forward pass a token, so off unless asked for."""
+    bias: list[str] = []
+    """Template sets: packaged ones (en, nl, zh) or paths of own YAML files."""
+    choices: str | None = None
+    """Path of a JSON lines file of gaps with words to choose from: {"sentence": "... [MASK] ...", "choices": [...],
+    "answer": "..."}."""
 
     @field_validator("sentences")
     @classmethod

@@ -1,104 +1,22 @@
-"""One encoder class for teacher, assistant and student: BERT on a token stream.
+"""One encoder class for teacher, assistant and student, on a token stream.
 
-Parameters carry the names of Hugging Face's ``BertForMaskedLM``, so loading and exporting is a plain state
-dict. Post-LayerNorm as in Devlin et al. 2019 (arXiv 1810.04805); the decoder is tied to the word embeddings.
+Parameters carry the names of Hugging Face's ``BertForMaskedLM``; ``families/`` translates them for the others. The
+decoder is tied to the word embeddings.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_core.batch import Batch
-from distill_core.features import FeatureRequest, Features, Heads
-from distill_core.models.attention import AttentionLayout, attend
+from distill_core.features import FeatureRequest, Features
+from distill_core.models.bottleneck import BottleneckLayer
 from distill_core.models.config import EncoderConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
-
-class Embeddings(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        h = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, h)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, h)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, h)
-        self.LayerNorm = nn.LayerNorm(h, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        segment = self.token_type_embeddings(torch.zeros_like(ids) if types is None else types)
-        x = self.word_embeddings(ids) + segment + self.position_embeddings(positions)
-        return self.dropout(self.LayerNorm(x))  # type: ignore[no-any-return]
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        h = config.hidden_size
-        self.query = nn.Linear(h, h)
-        self.key = nn.Linear(h, h)
-        self.value = nn.Linear(h, h)
-        self.heads = config.num_attention_heads
-        self.dropout_p = config.attention_probs_dropout_prob
-
-    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
-        heads = Heads(*(w(x).view(len(x), self.heads, -1) for w in (self.query, self.key, self.value)))
-        return attend(*heads, where, self.dropout_p if self.training else 0.0).flatten(1), heads
-
-
-class AddAndNorm(nn.Module):
-    """dense -> dropout -> LayerNorm(x + residual)."""
-
-    def __init__(self, config: EncoderConfig, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.self = SelfAttention(config)
-        self.output = AddAndNorm(config, config.hidden_size)
-
-    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
-        context, heads = self.self(x, where)
-        return self.output(context, x), heads
-
-
-class Intermediate(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.dense(x))
-
-
-class Layer(nn.Module):
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.intermediate = Intermediate(config)
-        self.output = AddAndNorm(config, config.intermediate_size)
-
-    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
-        x, heads = self.attention(x, where)
-        return self.output(self.intermediate(x), x), heads
+from distill_core.models.embeddings import Embeddings, TrigramEmbeddings
+from distill_core.models.layer import Layer
+from distill_core.models.parts import ACTIVATIONS
 
 
 class LayerStack(nn.Module):
@@ -106,22 +24,45 @@ class LayerStack(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        kind = Layer if config.bottleneck is None else BottleneckLayer
+        self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
+
+
+class Pooler(nn.Module):
+    """tanh(W h + b) of each sequence's first token: [B, H]."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first))
 
 
 class Bert(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.embeddings = Embeddings(config)
+        self.embeddings = Embeddings(config) if config.bottleneck is None else TrigramEmbeddings(config)
+        self.widened = config.bottleneck is None and config.word_size != config.hidden_size
+        if self.widened:
+            self.embeddings_project = nn.Linear(config.word_size, config.hidden_size)
         self.encoder = LayerStack(config)
+        if config.pooler:
+            self.pooler = Pooler(config)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Hidden state 0: [N, H]."""
+        x: Tensor = self.embeddings(batch.ids, batch.positions, batch.types, batch.layout)
+        return self.embeddings_project(x) if self.widened else x
 
 
 class Transform(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width = config.prediction_size
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACTIVATIONS[config.kin.head_act or config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.LayerNorm(self.activation(self.dense(x)))  # type: ignore[no-any-return]
@@ -132,9 +73,16 @@ class Predictions(nn.Module):
         super().__init__()
         self.transform = Transform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.extra = config.prediction_size - config.word_size
+        if self.extra:  # MobileBERT's embeddings are narrower than its head: columns of the decoder of their own
+            self.dense = nn.Linear(config.vocab_size, self.extra, bias=False)
 
     def forward(self, x: Tensor, word_embeddings: nn.Embedding) -> Tensor:
-        return F.linear(self.transform(x), word_embeddings.weight, self.bias)
+        x = self.transform(x)
+        if not self.extra:
+            return F.linear(x, word_embeddings.weight, self.bias)
+        words, rest = x[:, : -self.extra], x[:, -self.extra :]
+        return F.linear(words, word_embeddings.weight, self.bias) + rest.matmul(self.dense.weight)
 
 
 class Head(nn.Module):
@@ -162,12 +110,12 @@ class Encoder(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     def forward(self, batch: Batch, request: FeatureRequest) -> Features:
         features = Features()
-        x = self.bert.embeddings(batch.ids, batch.positions, batch.types)
+        x = self.bert.embed(batch)
         if 0 in request.hidden:
             features.hidden[0] = x
         for index in range(request.deepest(self.config.num_hidden_layers)):
@@ -176,8 +124,15 @@ class Encoder(nn.Module):
                 features.hidden[index + 1] = x
             if index + 1 in request.heads:
                 features.heads[index + 1] = heads
+        if request.pooled:
+            features.pooled = self._pooled(x, batch)
         self._logits(x, batch, request, features)
         return features
+
+    def _pooled(self, x: Tensor, batch: Batch) -> Tensor:
+        if not self.config.pooler:
+            raise ValueError("the pooler's output is wanted of a model without one; set model.pooler: true")
+        return self.bert.pooler(x[batch.layout.starts])  # type: ignore[no-any-return]
 
     def _logits(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features) -> None:
         """Vocabulary logits at the wanted rows; rows that are wanted twice are computed once."""

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from configs.errors import DataError
 from distill_core.models.config import EncoderConfig
-from distill_core.models.encoder import ACTIVATIONS, Encoder
+from distill_core.models.encoder import Encoder
+from distill_core.models.families import FAMILIES, Family
+from distill_core.models.parts import ACTIVATIONS
 
 WEIGHTS = (
     "model.safetensors",
@@ -40,24 +42,30 @@ class Pretrained:
     missing_head: bool
 
 
-def check_folder(source: str, who: str) -> None:
+def check_folder(source: str, who: str, weights: bool = True) -> None:
     """Raise :class:`DataError` when a local folder cannot hold a model (called before long work starts)."""
     folder = Path(source)
     if not (folder / "config.json").is_file():
         raise DataError(f"{who}: {folder} has no config.json; it is not a Hugging Face model folder.")
-    if not any((folder / name).is_file() for name in WEIGHTS):
+    if weights and not any((folder / name).is_file() for name in WEIGHTS):
         raise DataError(
             f"{who}: {folder} holds no weights (none of {', '.join(WEIGHTS)}). Download the model's files into it, "
             "or name another folder or hub model."
         )
 
 
-def read_config(source: str, who: str) -> EncoderConfig:
-    """The shape of a local folder or hub model."""
+def read_config(source: str, who: str, weights: bool = True) -> EncoderConfig:
+    """The shape of a local folder or hub model.
+
+    Args:
+        weights: whether a local folder without weights is refused.
+
+    Whether the model has a pooler stands in its weights, not in its config.json: only :func:`load` says so.
+    """
     from transformers import AutoConfig
 
     if Path(source).is_dir():
-        check_folder(source, who)
+        check_folder(source, who, weights)
     elif source.startswith((".", "/", "~")):
         raise DataError(f"{who}: there is no folder {source}.")
     try:
@@ -67,77 +75,111 @@ def read_config(source: str, who: str) -> EncoderConfig:
             f"{who}: {source!r} is neither an earlier stage, nor a local folder, nor a model that could be "
             f"fetched from the hub: {_first_line(error)}"
         ) from None
-    if config.model_type != "bert":
+    if config.model_type not in FAMILIES:
         raise DataError(
-            f"{who}: {source} is a {config.model_type!r} model; teachers of the BERT architecture are supported."
+            f"{who}: {source} is a {config.model_type!r} model; the families {', '.join(FAMILIES)} are supported."
         )
-    _check_supported(config, source, who)
-    known = {name: getattr(config, name) for name in EncoderConfig.model_fields if hasattr(config, name)}
+    family = FAMILIES[config.model_type]
+    _check_supported(config, family, source, who)
     try:
-        return EncoderConfig.model_validate(known)
+        return EncoderConfig.model_validate({"family": config.model_type, **family.read(config)})
     except ValidationError as error:
         raise DataError(f"{who}: the config.json of {source} is not a usable shape: {_problems(error)}") from None
 
 
-def _check_supported(config: Any, source: str, who: str) -> None:
-    """Refuse variants of BERT that our encoder would compute wrongly."""
-    if config.hidden_act not in ACTIVATIONS:
-        raise DataError(
-            f"{who}: {source} has hidden_act {config.hidden_act!r}; {', '.join(ACTIVATIONS)} are supported."
-        )
+def _check_supported(config: Any, family: Family, source: str, who: str) -> None:
+    """Refuse variants that our encoder would compute wrongly."""
+    activation = getattr(config, family.fields.get("hidden_act", "hidden_act"))
+    if activation not in ACTIVATIONS:
+        raise DataError(f"{who}: {source} has hidden_act {activation!r}; {', '.join(ACTIVATIONS)} are supported.")
     positions = getattr(config, "position_embedding_type", None) or "absolute"
     if positions != "absolute":
         raise DataError(f"{who}: {source} has {positions!r} position embeddings; only absolute ones are supported.")
+    if getattr(config, "is_decoder", False):
+        raise DataError(f"{who}: {source} is a decoder (is_decoder: true); encoders are supported.")
+    if not getattr(config, "tie_word_embeddings", True):
+        raise DataError(
+            f"{who}: {source} has a masked-LM decoder of its own (tie_word_embeddings: false); only decoders tied to "
+            "the word embeddings are supported."
+        )
+    refusal = family.refusal(config)
+    if refusal is not None:
+        raise DataError(f"{who}: {source} has {refusal}, which is not supported.")
 
 
 def load(source: str, who: str) -> Pretrained:
-    """The weights of a local folder or hub model in our encoder, fp32, on the CPU."""
-    from transformers import BertForMaskedLM
+    """The weights of a local folder or hub model in our encoder, fp32, on the CPU.
 
+    The encoder has a pooler if the weights hold one. A model of another class (a discriminator, a classifier) gives
+    its encoder.
+    """
     config = read_config(source, who)
+    family = config.kin
+    theirs, missing = _their_weights(source, family, who)
+    pooler = {family.theirs(f"bert.pooler.dense.{part}") for part in ("weight", "bias")}
+    config = config.model_copy(update={"pooler": pooler <= theirs.keys() - missing})
+    encoder = Encoder(config)
+    wanted = {name: family.theirs(name) for name in encoder.state_dict()}
+    lost = [t for ours, t in wanted.items() if t in missing and not ours.startswith("cls.")]
+    if lost:
+        raise DataError(f"{who}: {source} lacks weights of the encoder: {', '.join(sorted(lost)[:5])} ...")
+    encoder.load_state_dict({ours: theirs[t] for ours, t in wanted.items()}, strict=True)
+    return Pretrained(encoder, missing_head=wanted["cls.predictions.transform.dense.weight"] in missing)
+
+
+def _their_weights(source: str, family: Family, who: str) -> tuple[dict[str, Tensor], set[str]]:
+    """The state dict of transformers' model of ``source``, and the names in it that the source did not hold."""
+    from transformers.utils import logging
+
     _no_progress_bars()
-    model: Any
-    info: dict[str, Any]
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is said here
     try:
-        model, info = BertForMaskedLM.from_pretrained(  # type: ignore[misc]
+        model, info = _masked_lm(family, pooler=family.pooler).from_pretrained(
             source, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise DataError(
             f"{who}: the weights of {source} cannot be loaded: {_first_line(error)} Fetch or write them again."
         ) from None
-    missing = [str(key) for key in info["missing_keys"]]
-    lost = [key for key in missing if not key.startswith("cls.")]
-    if lost:
-        raise DataError(f"{who}: {source} lacks weights of the encoder: {', '.join(sorted(lost)[:5])} ...")
-    encoder = Encoder(config)
-    encoder.load_state_dict(_ours(model.state_dict()), strict=True)
-    head_missing = any(key.startswith("cls.predictions.transform") for key in missing)
-    return Pretrained(encoder, missing_head=head_missing)
+    finally:
+        logging.set_verbosity(before)
+    return family.fold(model.state_dict()), {str(key) for key in info["missing_keys"]}
 
 
-def _ours(state: dict[str, Any]) -> dict[str, Tensor]:
-    skipped = ("cls.predictions.decoder.", "cls.seq_relationship.", "bert.pooler.")
-    return {k: v for k, v in state.items() if not k.startswith(skipped) and not k.endswith(".position_ids")}
+def _masked_lm(family: Family, pooler: bool) -> Any:
+    """transformers' class with a masked-LM head; ``pooler``: one that keeps the pooler too, which theirs leaves out."""
+    import transformers
+
+    theirs = getattr(transformers, family.masked_lm)
+    if not pooler:
+        return theirs
+
+    def init(self: Any, config: Any) -> None:
+        theirs.__init__(self, config)
+        setattr(self, self.base_model_prefix, getattr(transformers, family.base)(config))
+
+    return type(family.masked_lm, (theirs,), {"__init__": init})  # under the name that config.json is to have
 
 
-def save(state: dict[str, Tensor], config: EncoderConfig, tokenizer: Path, folder: Path, pad_token_id: int = 0) -> None:
-    """Write a Hugging Face folder: config.json, model.safetensors, tokenizer files.
+def save(state: dict[str, Tensor], config: EncoderConfig, tokenizer: Path, folder: Path) -> None:
+    """Write a Hugging Face folder of the model's family: config.json, model.safetensors, tokenizer files.
 
     Args:
         state: the encoder's fp32 state dict.
         tokenizer: the prepared corpus's ``tokenizer/`` folder.
         folder: created if missing.
     """
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import AutoConfig
 
     _no_progress_bars()
-    model = BertForMaskedLM(BertConfig(**config.model_dump(), pad_token_id=pad_token_id))
-    result = model.load_state_dict(state, strict=False)
-    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
-    lost = [key for key in result.missing_keys if key not in tied and not key.endswith("position_ids")]
+    family = config.kin
+    model = _masked_lm(family, config.pooler)(AutoConfig.for_model(config.family, **family.settings(config)))
+    result = model.load_state_dict({family.theirs(name): value for name, value in state.items()}, strict=False)
+    known = (*family.tied, *(key for key, value in model.state_dict().items() if not value.numel()))
+    lost = [key for key in result.missing_keys if key not in known and not key.endswith("position_ids")]
     if lost or result.unexpected_keys:
-        raise DataError(f"the model does not fit Hugging Face's BertForMaskedLM: {lost + result.unexpected_keys}")
+        raise DataError(f"the model does not fit Hugging Face's {family.masked_lm}: {lost + result.unexpected_keys}")
     model.tie_weights()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

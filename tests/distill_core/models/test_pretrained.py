@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
@@ -34,7 +34,7 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def hugging_face() -> BertForMaskedLM:
-    model = BertForMaskedLM(BertConfig(**SHAPE.model_dump()))
+    model = BertForMaskedLM(BertConfig(**SHAPE.kin.settings(SHAPE)))
     randomised(model)
     return model
 
@@ -88,10 +88,11 @@ def test_the_old_names_of_a_pytorch_model_bin(tmp_path: Path) -> None:
     loaded = pretrained.load(str(tmp_path), "teacher")
     assert_same(loaded.encoder, model.state_dict())
     assert not loaded.missing_head
+    assert not loaded.encoder.config.pooler  # half of one is none
 
 
 def test_a_missing_head_is_noted(tmp_path: Path) -> None:
-    model = BertModel(BertConfig(**SHAPE.model_dump()))
+    model = BertModel(BertConfig(**SHAPE.kin.settings(SHAPE)))
     randomised(model)
     model.save_pretrained(tmp_path)
     loaded = pretrained.load(str(tmp_path), "teacher")
@@ -102,7 +103,7 @@ def test_a_missing_head_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
-    BertConfig(**SHAPE.model_dump()).save_pretrained(tmp_path)
+    BertConfig(**SHAPE.kin.settings(SHAPE)).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"teacher: .* holds no weights .* Download"):
         pretrained.load(str(tmp_path), "teacher")
 
@@ -115,10 +116,16 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    shape = SHAPE.model_dump(exclude={"type_vocab_size"})
-    RobertaForMaskedLM(RobertaConfig(**shape)).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"is a 'roberta' model; teachers of the BERT architecture"):
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=20)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"is a 'gpt2' model; the families bert, distilbert, .* are supported"):
         pretrained.load(str(tmp_path), "teacher")
+
+
+def test_a_shape_without_its_weights(tmp_path: Path) -> None:
+    BertConfig(**SHAPE.kin.settings(SHAPE)).save_pretrained(tmp_path)
+    assert pretrained.read_config(str(tmp_path), "teacher", weights=False) == SHAPE
+    with pytest.raises(DataError, match="holds no weights"):
+        pretrained.read_config(str(tmp_path), "teacher")
 
 
 def test_weights_that_are_cut_short(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_a_shape_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_pytorch_model_bin_that_is_no_pickle(tmp_path: Path) -> None:
-    BertConfig(**SHAPE.model_dump()).save_pretrained(tmp_path)
+    BertConfig(**SHAPE.kin.settings(SHAPE)).save_pretrained(tmp_path)
     for content in (b"", b"version https://git-lfs.github.com/spec/v1\n"):
         (tmp_path / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(DataError, match=r"the weights of .* cannot be loaded"):

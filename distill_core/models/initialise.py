@@ -34,8 +34,6 @@ def check_init(init: InitConfig, student: EncoderConfig, teacher: EncoderConfig,
             chosen_layers(init.layers, student.num_hidden_layers, teacher.num_hidden_layers, who)
     if init.embeddings:
         check_tables(student, teacher, who)
-    if init.head:
-        check_head(init.embeddings, student, teacher, who)
 
 
 def initialise(student: Encoder, init: InitConfig, teacher: Encoder, who: str) -> list[int]:
@@ -78,14 +76,6 @@ def check_layers(layers: LayerChoice, student: EncoderConfig, teacher: EncoderCo
         raise ConfigError(
             f"{who}: layers can only be copied between layers of one kind; the student ({student.family}) and the "
             f"teacher ({teacher.family}) differ in `bottleneck` or `norm`. Use init: {{kind: random}}."
-        )
-
-
-def check_head(embeddings: bool, student: EncoderConfig, teacher: EncoderConfig, who: str) -> None:
-    if student.vocab_size != teacher.vocab_size or not embeddings:
-        raise ConfigError(
-            f"{who}: student.init.head: true needs embeddings: true and one vocabulary, as the head's decoder is tied "
-            f"to the word embeddings; the student has {student.vocab_size} tokens, the teacher {teacher.vocab_size}."
         )
 
 

@@ -47,21 +47,48 @@ class SegmentConfig(Config):
     """Word boundaries, for whole word masking."""
 
     kind: Literal["rjieba", "none"] = "rjieba"
-    """``none``: each character (or run of word pieces without a space) is a word by itself."""
+    """``rjieba``: for Chinese; it tears words with accents (caf|é). ``none``: for text with spaces; a run of letters
+    and digits is a word, whatever pieces the tokenizer makes of it, every other character (and every Chinese one) is a
+    word by itself."""
     hmm: bool = True
+
+
+BPE_SMALLEST = 261
 
 
 class TokenizerConfig(Config):
     """Token ids: a given vocabulary, or one trained on the corpus."""
 
-    kind: Literal["wordpiece", "sentencepiece"] = "wordpiece"
+    kind: Literal["wordpiece", "sentencepiece", "bpe"] = "wordpiece"
+    """``bpe``: byte-level, as of RoBERTa."""
     vocab: str | None = None
-    """``vocab.txt`` (wordpiece) or ``spiece.model`` (sentencepiece), or a folder with one; trained if absent."""
+    """``vocab.txt`` (wordpiece), ``spiece.model`` (sentencepiece) or ``tokenizer.json`` (bpe), or a folder with one
+    (bpe: or with ``vocab.json`` and ``merges.txt``); trained if absent."""
     lowercase: bool = True
+    """``bpe`` is always cased: false there, and true is refused."""
     vocab_size: int = Field(default=8000, ge=200, le=4_000_000)
     """Only when trained."""
     train_characters: int = Field(default=50_000_000, ge=1000)
     """Only when trained: how much of the corpus the trainer sees, from its beginning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bpe_is_cased(cls, values: Any) -> Any:
+        bpe = isinstance(values, dict) and values.get("kind") == "bpe"
+        return {"lowercase": False, **values} if bpe else values
+
+    @model_validator(mode="after")
+    def _belongs_to_bpe(self) -> TokenizerConfig:
+        if self.kind != "bpe":
+            return self
+        if self.lowercase:
+            raise ValueError("lowercase: true is not for kind: bpe, which keeps every byte of the text; remove it")
+        if self.vocab is None and self.vocab_size <= BPE_SMALLEST:
+            raise ValueError(
+                f"vocab_size: {self.vocab_size} leaves no room for merges; kind: bpe begins with {BPE_SMALLEST} "
+                "entries (256 bytes and 5 special tokens)"
+            )
+        return self
 
 
 class SequenceConfig(Config):

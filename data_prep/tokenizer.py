@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from configs.errors import DataError
@@ -17,6 +17,8 @@ def open_tokenizer(folder_or_vocab: Path, config: TokenizerConfig) -> Tokenizer:
     ``tokenizer_config.json`` states ``do_lower_case``, that holds instead of ``config.lowercase``.
     sentencepiece: ``spiece.model`` (a unigram model); ``config.lowercase`` does not apply, the model's own
     normalisation does.
+    bpe: ``tokenizer.json``, or a folder with that or ``vocab.json`` and ``merges.txt`` (byte-level BPE, as of
+    RoBERTa); where the folder's ``tokenizer_config.json`` states ``add_prefix_space``, that holds. Always cased.
 
     Raises:
         DataError: the file is missing or unreadable, or cannot be used for masked language modelling.
@@ -30,6 +32,10 @@ def open_tokenizer(folder_or_vocab: Path, config: TokenizerConfig) -> Tokenizer:
         from data_prep.tokenizer_sentencepiece import open_sentencepiece
 
         return open_sentencepiece(path)
+    if config.kind == "bpe":
+        from data_prep.tokenizer_bpe import open_bpe
+
+        return open_bpe(path)
     from data_prep.tokenizer_wordpiece import open_wordpiece
 
     return open_wordpiece(path, config)
@@ -48,9 +54,11 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, folder: Path)
     from data_prep import tokenizer_training
 
     taken = tokenizer_training.first_characters(texts, config.train_characters)
-    train = (
-        tokenizer_training.train_sentencepiece if config.kind == "sentencepiece" else tokenizer_training.train_wordpiece
-    )
-    tokenizer = train(taken, config)
+    trainers: dict[str, Callable[[Iterator[str], TokenizerConfig], Tokenizer]] = {
+        "wordpiece": tokenizer_training.train_wordpiece,
+        "sentencepiece": tokenizer_training.train_sentencepiece,
+        "bpe": tokenizer_training.train_bpe,
+    }
+    tokenizer = trainers[config.kind](taken, config)
     tokenizer.save(folder)
     return tokenizer

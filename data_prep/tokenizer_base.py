@@ -74,7 +74,7 @@ class Tokenizer(ABC):
         if missing:
             raise DataError(
                 f"{where} has no entry {' and no '.join(missing)}; masked language modelling needs "
-                f"{', '.join(SPECIALS.values())}. Use the vocabulary of a BERT-like model, or leave "
+                f"{', '.join(specials.values())}. Use the vocabulary of a masked language model, or leave "
                 "`data.tokenizer.vocab` out to train one."
             )
         self.pieces = list(pieces)
@@ -108,19 +108,28 @@ class Tokenizer(ABC):
         """The vocabulary entry of ``id``."""
         return self.pieces[id]
 
-    def _write(self, folder: Path, files: dict[str, bytes], hugging_face: Any, config: dict[str, Any]) -> None:
-        """Write ``files``, tokenizer.json (with special tokens) and tokenizer_config.json."""
-        tokenizers = library()
+    def decode(self, ids: Sequence[int]) -> str:
+        """The tokens of one word as a person reads them, without the marks of word pieces."""
+        pieces = [self.pieces[id] for id in ids]
+        return "".join(piece.removeprefix("##").replace("\u2581", "") or piece for piece in pieces)
+
+    def _special_token(self, part: str) -> Any:
+        return library().AddedToken(self.specials[part], special=True, normalized=False)
+
+    def _post_processor(self) -> Any:
+        """What puts the special tokens around text: [CLS] A [SEP] and [CLS] A [SEP] B [SEP], B of type 1."""
         names = self.specials
-        hugging_face.add_special_tokens(
-            [tokenizers.AddedToken(entry, special=True, normalized=False) for entry in names.values()]
-        )
-        hugging_face.post_processor = tokenizers.processors.TemplateProcessing(
+        return library().processors.TemplateProcessing(
             single=f"{names['cls']}:0 $A:0 {names['sep']}:0",
             pair=f"{names['cls']}:0 $A:0 {names['sep']}:0 $B:1 {names['sep']}:1",
             special_tokens=[(names[part], self.special_ids[part]) for part in ("cls", "sep")],
         )
-        config = {**config, **{f"{part}_token": entry for part, entry in names.items()}}
+
+    def _write(self, folder: Path, files: dict[str, bytes], hugging_face: Any, config: dict[str, Any]) -> None:
+        """Write ``files``, tokenizer.json (with special tokens) and tokenizer_config.json."""
+        hugging_face.add_special_tokens([self._special_token(part) for part in self.specials])
+        hugging_face.post_processor = self._post_processor()
+        config = {**config, **{f"{part}_token": entry for part, entry in self.specials.items()}}
         files = {
             **files,
             "tokenizer.json": hugging_face.to_str(pretty=False).encode("utf-8"),
@@ -149,3 +158,18 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(
             f"Cannot read the vocabulary {path}: {error.strerror or error}. Correct `data.tokenizer.vocab`."
         ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a tokenizer.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        tree = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}). Fetch or write it again.") from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{path} does not hold a JSON object. Fetch or write it again.")
+    return tree

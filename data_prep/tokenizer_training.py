@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from configs.errors import DataError
 from data_prep.clean import sentences
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer_base import SPECIALS, library
+from data_prep.tokenizer_bpe import BPE_SPECIALS, BpeTokenizer
 from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece
 from data_prep.tokenizer_wordpiece import HAN, WordPieceTokenizer
 
@@ -175,6 +177,33 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Senten
             "Give it more text, or another `data.tokenizer.vocab_size`."
         ) from None
     return SentencePieceTokenizer(content.getvalue(), "the trained model")
+
+
+def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> BpeTokenizer:
+    """A byte-level BPE vocabulary of at most ``config.vocab_size`` entries, as RoBERTa's is made.
+
+    In the order of ids: <s>, <pad>, </s>, <unk>, <mask>; the 256 bytes; what was merged from pairs seen at least
+    twice. Ties between equally frequent pairs are broken by ids, so the result depends on the text alone.
+
+    Raises:
+        DataError: the corpus is too small for any vocabulary.
+    """
+    tokenizers = library()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        special_tokens=[BPE_SPECIALS[part] for part in ("cls", "pad", "sep", "unk", "mask")],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
+    model = json.loads(trained.to_str())["model"]
+    if not model["merges"]:
+        _refuse_tiny(0)  # beyond the bytes, which every vocabulary has
+    pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return BpeTokenizer(pieces, [(a, b) for a, b in model["merges"]], BPE_SPECIALS, "the trained vocabulary")
 
 
 def _without_rare(lines: list[str], counts: Counter[str], vocab_size: int) -> list[str]:

@@ -62,6 +62,19 @@ def test_none_keeps_runs_of_letters_together() -> None:
     assert words(NONE.word_starts(text), text) == ["我", "用", " ", "Wörd2vec", "，", "３", " ", "c", "'", "est"]
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Het| |café| |schenkt| |koffie| |én| |thee|;| |foto|'|s| |van| |één| |auto|-|ongeluk|…",
+        "She| |doesn|’|t| |drive| |on| |the| |A12| |(|or| |so| |I| |think|)|,| |naïve| |reader|!",
+        "Cafe\u0301| |in| |北|京|:| |2|,|5| |euro|.",
+    ],
+)
+def test_none_gives_whole_words_of_latin_text(sentence: str) -> None:
+    text = sentence.replace("|", "")
+    assert words(NONE.word_starts(text), text) == sentence.split("|")
+
+
 def test_description_names_version_and_dictionary() -> None:
     facts = describe_segmenter(SegmentConfig())
     assert facts == RJIEBA.describe()

@@ -130,6 +130,7 @@ def test_facts(vocab: Path) -> None:
     assert tokenizer.vocab_size == len(some_pieces())
     assert tokenizer.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert tokenizer.decode_token(4) == "[MASK]"
+    assert tokenizer.decode([*ids(tokenizer, ["masking"])[0], 4]) == "masking[MASK]"
     assert tokenizer.hash == open_tokenizer(vocab.parent, config()).hash
     assert tokenizer.hash != open_tokenizer(vocab, config(lowercase=False)).hash
     assert tokenizer.hash == pickle.loads(pickle.dumps(tokenizer)).hash

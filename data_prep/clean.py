@@ -27,7 +27,13 @@ _EDGES = re.compile(r" *\n[\n ]*")
 _CLOSERS = "”’\"'）)】」』》〉］\\]｝}〕〗〙〛＂＇»›﹂﹄"
 _STOPS = "。！？…｡"
 # An ASCII ! or ? ends a sentence only where no ASCII letter follows at once: not in a?b=c or Yahoo!News.
-_END = re.compile(f"(?:[{_STOPS}]|[!?](?=[!?{_CLOSERS}\\s]|[^\x00-\x7f]|$))+[{_CLOSERS}]*")
+_OPENERS = "“‘„«\"'(\\["
+# A full stop ends a sentence before a space and a capital, but not after initials and common titles.
+_DOT = (
+    r"(?<!\s)(?<!\b\w)(?i:(?<!\b(?:dr|mr|ir|ds|st|nr|no|mw|ms))(?<!\b(?:dhr|drs|ing|mrs))(?<!\b(?:prof|mevr|bijv)))"
+    rf"\.(?=[{_CLOSERS}]*\s[{_OPENERS}]*[A-ZÀ-ÖØ-Þ])"
+)
+_END = re.compile(f"(?:(?:[{_STOPS}]|[!?](?=[!?{_CLOSERS}\\s]|[^\x00-\x7f]|$))+|{_DOT})[{_CLOSERS}]*")
 
 
 def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
@@ -63,7 +69,8 @@ def units(text: str, config: CleanConfig) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The lines of a cleaned text, cut after 。！？…!? and the closing quotes and brackets that follow.
+    """The lines of a cleaned text, cut after 。！？…!? and the closing quotes and brackets that follow, and after a
+    full stop before a space and a capital (not after initials and titles: J. R. Smith, Dr. Jansen).
 
     Joined they give ``text`` without its newlines; none is empty. A line without any stop stays whole,
     however long: sequences are cut to length later.

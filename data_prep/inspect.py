@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_prep.config import TokenizerConfig
 from data_prep.corpus import Corpus, SplitName
 from data_prep.tokenizer import open_tokenizer
+from data_prep.tokenizer_base import Tokenizer
 
 LEGEND = (
     "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 "
@@ -26,43 +27,38 @@ def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int 
     index = np.arange(first, min(first + count, len(part)), dtype=np.int64)
     gathered, masks = part.gather(index), part.masks(index, np.full(len(index), view, np.int64))
     kind = corpus.manifest["tokenizer"]["kind"]
-    entries = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig(kind=kind)).pieces
+    tokenizer = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig(kind=kind))
     orders = ORDERS[corpus.manifest["identity"]["sequences"].get("pair_order") or "next"]
     drawn = []
     for i in range(len(index)):
         here = slice(gathered.offsets[i], gathered.offsets[i + 1])
         selected = slice(masks.offsets[i], masks.offsets[i + 1])
         replaced = dict(zip(masks.positions[selected].tolist(), masks.ids[selected].tolist(), strict=True))
-        text = draw_sequence(gathered.ids[here], gathered.continues[here], replaced, entries)
+        text = draw_sequence(gathered.ids[here], gathered.continues[here], replaced, tokenizer)
         label = "" if gathered.order is None else f"({orders[gathered.order[i]]}) "
         drawn.append(label + text)
     return drawn
 
 
 def draw_sequence(
-    ids: NDArray[np.int64], continues: NDArray[np.bool_], replaced: dict[int, int], entries: list[str]
+    ids: NDArray[np.int64], continues: NDArray[np.bool_], replaced: dict[int, int], tokenizer: Tokenizer
 ) -> str:
     """One sequence: its words, and what masking makes of the selected ones.
 
     Args:
         ids, continues: [L], with [CLS] and [SEP].
         replaced: position -> id that stands there after masking.
-        entries: the vocabulary by id.
+        tokenizer: the corpus's.
     """
     starts = [*np.flatnonzero(~continues).tolist(), len(ids)]
     words = []
     for begin, end in itertools.pairwise(starts):
-        word = join([entries[i] for i in ids[begin:end]])
+        word = tokenizer.decode(ids[begin:end].tolist()).strip()
         if any(place in replaced for place in range(begin, end)):
-            after = join([entries[replaced.get(place, int(ids[place]))] for place in range(begin, end)])
+            after = tokenizer.decode([replaced.get(place, int(ids[place])) for place in range(begin, end)]).strip()
             word = f"【{word}→{after}】"
         words.append(word)
     return "│".join(words)
-
-
-def join(pieces: list[str]) -> str:
-    """Vocabulary entries as one readable word (WordPiece's ## and SentencePiece's ▁ are left out)."""
-    return "".join(piece.removeprefix("##").replace("▁", "") or piece for piece in pieces)
 
 
 def totals(corpus: Corpus) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Batch:
     ``types``: int64 [N], 0 for the first text and 1 for the second, None: all 0; ``rows``: int64 [M], the masked
     rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed sample
     of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
-    a task (distill_core/tasks); ``sequence_ids``: uint64 [B], for messages.
+    a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages.
     """
 
     ids: Tensor
@@ -40,6 +40,7 @@ class Batch:
     sampled: Tensor | None = None
     order: Tensor | None = None
     targets: Tensor | None = None
+    task: str | None = None
     sequence_ids: NDArray[np.uint64] | None = None
 
     @property
@@ -68,17 +69,15 @@ class Batch:
             "sampled": 0 if self.sampled is None else self.sampled.numel(),
             "sequences": len(lengths),
             "pairs": sum(n * n for n in lengths),
-            "targets": 0 if self.targets is None else self.n_targets,
+            "targets": self.n_targets,
         }
 
     @property
     def n_targets(self) -> int:
         """Labelled places: tokens whose label is not -100, or sequences."""
-        assert self.targets is not None
-        if self.targets.is_floating_point():
-            return len(self.targets)
-        places = self.targets if self.targets.dim() == 1 else self.targets[:, 0]
-        return int((places != IGNORED).sum())
+        if self.targets is None:
+            return 0
+        return int((self.targets != IGNORED).sum()) if self.task == "tokens" else len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
         return self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))

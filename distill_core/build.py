@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,90 +12,122 @@ from configs.errors import DataError
 from configs.loader import to_yaml
 from data_prep.corpus import Corpus
 from data_prep.inspect import samples as masked_samples
+from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
-from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainingConfig
-from distill_core.data import Loader
+from distill_core.config import PretrainStage, RunConfig, TrainedStage
+from distill_core.data import CorpusSource, Loader, Source, held_out_batches
 from distill_core.engine import Engine, Rank
-from distill_core.models import pretrained
+from distill_core.evaluate import masked_lm
+from distill_core.evaluate.teacher_head import check_head
+from distill_core.load import Models, check_heads, objectives, stage_models
 from distill_core.models.attention import choose_kernel
-from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
-from distill_core.models.initialise import check_layers, copy_teacher_layers
 from distill_core.monitor import Monitor
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives.base import TermConfig
-from distill_core.objectives.logits import MlmConfig
+from distill_core.tasks import quality as task_quality
+from distill_core.tasks.load import Task, read_labels, read_task
+from distill_core.tasks.model import StageModel, TaskModel
+from distill_core.training import TrainingConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+HEAD_CHECK_SEQUENCES = 200
+
+
+class Quality(Protocol):
+    """What an evaluation found: masked-LM quality on held-out text, or the scores on a task's dev rows."""
+
+    @property
+    def score(self) -> float: ...
+
+    def scalars(self) -> dict[str, float]: ...
+
+    def sentence(self) -> str: ...
 
 
 @dataclass
 class Parts:
-    """Everything a stage's loop works with."""
+    """Everything a stage's loop works with. ``training``: with ``steps`` filled in."""
 
     config: RunConfig
     index: int
     folder: Path
     rank: Rank
     corpus: Corpus
+    task: Task | None
     identity: dict[str, Any]
-    student: Encoder
-    teacher: Teacher | None
+    training: TrainingConfig
+    student: StageModel
+    teachers: list[Teacher]
     engine: Engine
     loader: Loader
     first_step: int
+    steps: int
     monitor: Monitor | None
-    terms: list[TermConfig]
 
     @property
-    def stage(self) -> PretrainStage | DistillStage:
-        return self.config.stages[self.index]
+    def stage(self) -> TrainedStage:
+        stage = self.config.stages[self.index]
+        assert isinstance(stage, TrainedStage)
+        return stage
+
+    @property
+    def terms(self) -> list[TermConfig]:
+        return self.stage.objective
 
     @property
     def pairs(self) -> list[list[tuple[int, int]]]:
-        """For each loss term its (teacher, student) layer pairs."""
-        if self.teacher is None:
+        """For each loss term its (teacher, student) layer pairs, with the first teacher."""
+        if not self.teachers:
             return [[] for _ in self.terms]
-        depths = (self.teacher.encoder.config.num_hidden_layers, self.student.config.num_hidden_layers)
+        depths = (self.teachers[0].encoder.config.num_hidden_layers, self.student.config.num_hidden_layers)
         return [term.pairs(*depths) for term in self.terms]
 
-    @property
-    def training(self) -> TrainingConfig:
-        return self.stage.training
+    def measure(self) -> Quality:
+        """The student (and its first teacher, where it can do the same) on what was kept from training. Collective."""
+        teacher = self.teachers[0] if self.teachers else None
+        if self.task is None:
+            held_out = CorpusSource(self.corpus.split("held_out"))
+            batches = self._batches(held_out, self.training.evaluate_sequences)
+            assert isinstance(self.student, Encoder)
+            return masked_lm.evaluate(self.student, teacher, batches, self.rank)
+        if teacher is not None and not isinstance(teacher.encoder, TaskModel):
+            teacher = None
+        dev = self.task.dev
+        return task_quality.evaluate(self.student, teacher, dev, self._batches(dev, len(dev)), self.rank)
+
+    def _batches(self, source: Source, limit: int) -> Any:
+        loader = self.loader
+        where = (loader.micro_batch_tokens, loader.rank, loader.world_size, loader.kernel)
+        return held_out_batches(source, limit, self.config.seed, *where)
 
 
 def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: dict[str, Any]) -> Parts:
     """Load or create the models, wrap the student, and find where to go on."""
     stage, folder = config.stages[index], config.stage_folder(index)
+    assert isinstance(stage, TrainedStage)
     training = stage.training
     torch.manual_seed(config.seed)
     found, passed = checkpoint.newest(folder / "checkpoints")
     if found is not None:
         checkpoint.check_identity(found.identity, identity, f"The checkpoint {found.folder}")
-    student, teacher_encoder, terms = models(config, index, corpus)
-    shape = teacher_encoder.config if teacher_encoder is not None else None
-    objective = Objective(terms, student.config, shape)
-    teacher = None
-    if teacher_encoder is not None:
-        frozen = teacher_encoder.to(rank.device, DTYPES[training.precision])
-        teacher = Teacher(frozen, objective.needs().teacher)
+    task = stage_task(config, stage, corpus)
+    models = stage_models(config, index, corpus, [] if task is None else task.labels)
+    module, teachers = wrap(stage, models, rank)
+    source: Source = CorpusSource(corpus.split("train"), config.seed, sampled_share(module, training))
+    source = source if task is None else task.train
+    loader = make_loader(config, training, source, rank)
+    check_teacher_heads(stage, models, teachers, loader, corpus, rank)
     state = found.read() if found is not None else None
-    engine = Engine(Distillation(student, objective), training, rank, state)
-    kernel = choose_kernel(training.attention, rank.device)
-    loader = Loader(
-        corpus.split("train"),
-        config.seed,
-        training.global_batch_size,
-        training.micro_batch_tokens,
-        rank.rank,
-        rank.world_size,
-        kernel,
-    )
+    engine = Engine(module, training, rank, state)
     first_step = found.step if found is not None else 0
-    monitor = start_monitor(config, index, corpus, objective, first_step) if rank.is_first else None
+    steps = training.total_steps(len(source))
+    monitor = start_monitor(config, index, corpus, module.names(), first_step, steps) if rank.is_first else None
     if monitor is not None:
         for sentence in passed:
             monitor.line(sentence)
+        for sentence in [] if task is None else task.skipped:
+            monitor.line(f"rows of the task that cannot be used: {sentence}")
         monitor.line(f"continuing after step {first_step}" if first_step else "starting")
     return Parts(
         config,
@@ -104,76 +135,103 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
         folder,
         rank,
         corpus,
+        task,
         identity,
-        student,
-        teacher,
+        training,
+        models.student,
+        teachers,
         engine,
         loader,
         first_step,
+        steps,
         monitor,
-        terms,
     )
 
 
-def models(config: RunConfig, index: int, corpus: Corpus) -> tuple[Encoder, Encoder | None, list[TermConfig]]:
-    """Student, teacher (none in pretraining) and loss terms of a stage; fp32, on the CPU."""
-    stage = config.stages[index]
-    who = f"stage {stage.name!r}"
-    if isinstance(stage, PretrainStage):
-        return Encoder(stage.model.resolve(corpus.vocab_size)), None, [MlmConfig(kind="mlm")]
-    source = teacher_source(config, stage)
-    loaded = pretrained.load(source, f"{who}: teacher")
-    check_vocabulary(loaded.encoder.config, source, corpus, who)
-    shape = stage.student.model.resolve(corpus.vocab_size)
-    init = stage.student.init
-    if init.kind == "teacher_layers":
-        check_layers(init.layers, shape, loaded.encoder.config, who)
-    student = Encoder(shape)
-    if init.kind == "teacher_layers":
-        copy_teacher_layers(student, loaded.encoder, init.layers, init.embeddings)
-    terms = list(stage.objective)
-    needs_logits = Objective(terms, shape, loaded.encoder.config).needs().teacher.logits
-    if loaded.missing_head and needs_logits:
-        raise DataError(
-            f"{who}: the teacher {source} has no masked-LM head (it would be random), but the objective asks for its "
-            "vocabulary logits. Use a teacher with its head, or drop that term."
-        )
-    return student, loaded.encoder, terms
+def stage_task(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> Task | None:
+    """The labelled data of a stage that has a task."""
+    if isinstance(stage, PretrainStage) or stage.task is None:
+        return None
+    tokenizer = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer)
+    rows = None
+    if stage.rows is not None:
+        made = config.stage_index(stage.rows)
+        assert made is not None
+        rows = config.stage_folder(made) / "rows.jsonl"
+    return read_task(config.tasks[stage.task], rows, tokenizer)
 
 
-def teacher_source(config: RunConfig, stage: DistillStage) -> str:
-    """The folder of an earlier stage's model, or the folder or hub name as given."""
-    earlier = config.stage_index(stage.teacher.source)
-    return stage.teacher.source if earlier is None else str(config.stage_folder(earlier) / "model")
+def stage_labels(config: RunConfig, stage: TrainedStage) -> list[str]:
+    """The label names of a stage's task, [] without one."""
+    if isinstance(stage, PretrainStage) or stage.task is None:
+        return []
+    return read_labels(config.tasks[stage.task])
 
 
-def check_vocabulary(teacher: EncoderConfig, source: str, corpus: Corpus, who: str) -> None:
-    """Raise :class:`DataError` unless teacher and corpus number their tokens alike."""
-    if teacher.vocab_size != corpus.vocab_size:
-        raise DataError(
-            f"{who}: the teacher {source} has {teacher.vocab_size} tokens, the prepared corpus "
-            f"{corpus.vocab_size}. Prepare the corpus with the teacher's vocabulary (data.tokenizer.vocab)."
-        )
-    theirs, ours = Path(source) / "vocab.txt", corpus.tokenizer_folder / "vocab.txt"
-    if theirs.is_file() and ours.is_file():
-        a, b = (path.read_text(encoding="utf-8").rstrip("\n").split("\n") for path in (theirs, ours))
-        pairs = list(itertools.zip_longest(a, b))  # a padded vocabulary has fewer lines than the model has rows
-        different = [i for i, (x, y) in enumerate(pairs) if x != y]
-        if different:
-            i = different[0]
-            there, here = pairs[i]
-            raise DataError(
-                f"{who}: the vocabulary of the teacher {source} is another one than the corpus was prepared with "
-                f"({len(different)} tokens differ; token {i} is {there!r} there and {here!r} here). Prepare the corpus "
-                "with data.tokenizer.vocab set to the teacher's vocab.txt."
-            )
+def wrap(stage: TrainedStage, models: Models, rank: Rank) -> tuple[Distillation, list[Teacher]]:
+    """Student and objectives as one module, and the frozen teachers on the rank's device."""
+    shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
+    module = Distillation(models.student, objectives(stage, models.student.config, shapes))
+    check_heads(module, models, f"stage {stage.name!r}")
+    teachers = []
+    for objective, teacher in zip(module.objectives, models.teachers, strict=bool(models.teachers)):
+        assert isinstance(objective, Objective)
+        frozen = teacher.model.to(rank.device, DTYPES[stage.training.precision])
+        teachers.append(Teacher(frozen, objective.needs().teacher))
+    return module, teachers
 
 
-def start_monitor(config: RunConfig, index: int, corpus: Corpus, objective: Objective, first_step: int) -> Monitor:
+def sampled_share(module: Distillation, training: TrainingConfig) -> float | None:
+    """The share of rows to sample, None when no loss looks at sampled rows."""
+    return training.sampled_rows if "sampled" in module.request.logits else None
+
+
+def make_loader(config: RunConfig, training: TrainingConfig, source: Source, rank: Rank) -> Loader:
+    return Loader(
+        source,
+        config.seed,
+        training.global_batch_size,
+        training.micro_batch_tokens,
+        rank.rank,
+        rank.world_size,
+        choose_kernel(training.attention, rank.device),
+        training.order,
+    )
+
+
+def check_teacher_heads(
+    stage: TrainedStage, models: Models, teachers: list[Teacher], loader: Loader, corpus: Corpus, rank: Rank
+) -> None:
+    """Measure each teacher whose vocabulary logits are asked for against token frequencies. Collective.
+
+    Raises:
+        DataError: one is no better, and its `head_check` says refuse.
+    """
+    for teacher, loaded in zip(teachers, models.teachers, strict=True):
+        own = loaded.source != loaded.config.source
+        check = loaded.config.head_check or ("warn" if own else "refuse")
+        if not teacher.request.logits or check == "off":
+            continue
+        assert isinstance(teacher.encoder, Encoder)
+        held_out = CorpusSource(corpus.split("held_out"))
+        where = (loader.micro_batch_tokens, loader.rank, loader.world_size, loader.kernel)
+        batches = held_out_batches(held_out, HEAD_CHECK_SEQUENCES, loader.seed, *where)
+        found = check_head(teacher.encoder, batches, corpus.unigram, corpus.special_ids, rank)
+        if not found.ok:
+            message = f"Stage {stage.name!r}: {found.message(loaded.config.source)}"
+            if check == "refuse":
+                raise DataError(message)
+            if rank.is_first:
+                print(f"warning: {message}", flush=True)
+
+
+def start_monitor(
+    config: RunConfig, index: int, corpus: Corpus, terms: list[str], first_step: int, steps: int
+) -> Monitor:
     stage = config.stages[index]
     title = {"stage": stage.name, "stage_index": index, "stages": len(config.stages)}
-    monitor = Monitor(config.stage_folder(index), config.folder / "logs", title, first_step, stage.training.steps)
-    monitor.layout(objective.names(), with_teacher=isinstance(stage, DistillStage))
+    monitor = Monitor(config.stage_folder(index), config.folder / "logs", title, first_step, steps)
+    monitor.layout(terms, with_teacher=stage.kind == "distill")
     monitor.text("config", f"```yaml\n{to_yaml(config)}\n```")
     shown = "\n\n".join(f"    {line}" for line in masked_samples(corpus, "train", 5, 0))
     monitor.text("masked samples", shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -15,6 +16,11 @@ from distill_core.models.config import ModelConfig
 from distill_core.models.layer_choice import LayerChoice
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
+from distill_core.objectives.logits import MlmConfig
+from distill_core.objectives.task import TaskLossConfig
+from distill_core.tasks.augment import AugmentConfig
+from distill_core.tasks.config import TaskConfig
+from distill_core.training import TrainingConfig
 
 if TYPE_CHECKING:
     AnyTerm = TermConfig
@@ -23,91 +29,22 @@ else:  # one union over the registry, so that a new loss file is a new `kind` an
     AnyTerm = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
 
 
-# What may be handed through to DeepSpeed's configuration; everything else is generated (engine.py).
-DEEPSPEED_KEYS = (
-    "activation_checkpointing",
-    "comms_logger",
-    "communication_data_type",
-    "disable_allgather",
-    "dump_state",
-    "flops_profiler",
-    "gradient_predivide_factor",
-    "memory_breakdown",
-    "prescale_gradients",
-    "sparse_gradients",
-    "wall_clock_breakdown",
-    "zero_optimization",
-)
-
-
-class OptimizerConfig(Config):
-    """AdamW with linear warm-up and linear decay to 0."""
-
-    learning_rate: float = Field(default=4e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-6, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Not on biases and LayerNorms."""
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
-    """Global norm over student and projections; 0 switches it off."""
-
-
-class TrainingConfig(Config):
-    """One stage's training loop."""
-
-    steps: int = runtime(ge=1)
-    """Optimiser steps. A change moves the end of the learning-rate decay."""
-    global_batch_size: int = Field(ge=1)
-    """Sequences in one optimiser step, over all ranks."""
-    micro_batch_tokens: int = runtime(8192, ge=16)
-    """The memory knob: tokens of one forward/backward on one rank."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    zero_stage: Literal[0, 1, 2, 3] = runtime(1)
-    attention: Literal["auto", "runs", "padded", "varlen"] = runtime("auto")
-    optimizer: OptimizerConfig = OptimizerConfig()
-    checkpoint_every: int = runtime(1000, ge=1)
-    keep_last: int = runtime(2, ge=1)
-    evaluate_every: int = runtime(1000, ge=1)
-    evaluate_sequences: int = runtime(2000, ge=1)
-    """At most so many held-out sequences."""
-    log_every: int = runtime(10, ge=1)
-    deepspeed: dict[str, Any] = runtime({})
-    """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
-
-    @field_validator("deepspeed")
-    @classmethod
-    def _known_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            if key not in DEEPSPEED_KEYS:
-                near = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DEEPSPEED_KEYS)}"
-                raise ValueError(
-                    f"{key!r} is not passed on to DeepSpeed (which ignores keys it does not know): it is set from the "
-                    f"typed keys of `training`, or does not exist; {hint}"
-                )
-        if "stage" in value.get("zero_optimization", {}):
-            raise ValueError("set the ZeRO stage with training.zero_stage, not inside zero_optimization")
-        return value
-
-    @model_validator(mode="after")
-    def _stage_zero_is_fp32(self) -> TrainingConfig:
-        if self.zero_stage == 0 and self.precision != "fp32":
-            raise ValueError(
-                "zero_stage 0 with 16-bit precision is not offered: DeepSpeed steps its optimizer once on zero "
-                "gradients there, so Adam's bias correction is off by one; take zero_stage: 1"
-            )
-        return self
+MLM: TermConfig = MlmConfig(kind="mlm")
+TASK: TermConfig = TaskLossConfig(kind="task")
 
 
 class TeacherConfig(Config):
-    """Where the teacher's weights come from."""
+    """Where a teacher's weights come from."""
 
     source: str
     """The name of an earlier stage, a local Hugging Face folder, or a hub name."""
     shape: ModelConfig | None = runtime(None)
     """Only for `distill plan` without the weights at hand."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of its losses, where there are several teachers (divided by the sum of the weights)."""
+    head_check: Literal["refuse", "warn", "off"] | None = runtime(None)
+    """When vocabulary logits are asked of a teacher whose masked-LM head does no better than token frequencies;
+    default: refuse, but only warn of an earlier stage of the run, whose head was trained here."""
 
 
 class InitConfig(Config):
@@ -141,36 +78,124 @@ class InitConfig(Config):
 
 
 class StudentConfig(Config):
-    model: ModelConfig
+    model: ModelConfig | None = None
+    """Its shape; not needed with init: {kind: model}, which takes the shape along."""
     init: InitConfig = InitConfig()
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> StudentConfig:
+        if self.model is None and self.init.kind != "model":
+            raise ValueError("give student.model (its shape), or take weights and shape along: init: {kind: model}")
+        return self
 
 
 class PretrainStage(Config):
-    """Masked-LM training of a model from scratch."""
+    """Masked-LM training of a model, from scratch or from given weights."""
 
     kind: Literal["pretrain"]
     name: str = Field(pattern=NAME)
-    model: ModelConfig
+    model: ModelConfig | None = None
+    init: InitConfig = InitConfig()
+    """{kind: model, source: ...} goes on from given weights, e.g. to train a head that a teacher lacks."""
+    objective: list[AnyTerm] = Field(default_factory=lambda: [MLM], min_length=1)
+    """Losses without a teacher: mlm, sentence_order."""
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> PretrainStage:
+        if (self.model is None) != (self.init.kind == "model"):
+            raise ValueError("give either model (a shape, to begin at random) or init: {kind: model, source: ...}")
+        if self.init.kind == "teacher_layers":
+            raise ValueError("init: {kind: teacher_layers} belongs to a distill stage; here is no teacher")
+        return self
+
+
+class FinetuneStage(Config):
+    """Training of a model on the labels of a task."""
+
+    kind: Literal["finetune"]
+    name: str = Field(pattern=NAME)
+    model: str
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    task: str
+    """A name from the run's `tasks`."""
+    rows: str | None = None
+    """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
+    objective: list[AnyTerm] = Field(default_factory=lambda: [TASK], min_length=1)
     training: TrainingConfig
 
 
+class AugmentStage(Config):
+    """Makes more rows of a task's training data with a masked LM; trains nothing."""
+
+    kind: Literal["augment"]
+    name: str = Field(pattern=NAME)
+    model: str
+    """The masked LM: the name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    task: str
+    augment: AugmentConfig = Field(default_factory=lambda: AugmentConfig())
+
+
 class DistillStage(Config):
-    """Distillation of a teacher into a student."""
+    """Distillation of a teacher (or several) into a student, on the corpus or on the rows of a task."""
 
     kind: Literal["distill"]
     name: str = Field(pattern=NAME)
-    teacher: TeacherConfig
+    teacher: list[TeacherConfig] = Field(min_length=1)
+    """One or several; a name, a mapping, or a list of them."""
     student: StudentConfig
+    task: str | None = None
+    """A name from the run's `tasks`: the stage reads its rows instead of the corpus."""
+    rows: str | None = None
+    """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
     objective: list[AnyTerm] = Field(min_length=1)
     training: TrainingConfig
 
     @field_validator("teacher", mode="before")
     @classmethod
     def _short_teacher(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+        given = value if isinstance(value, list) else [value]
+        return [{"source": item} if isinstance(item, str) else item for item in given]
+
+    @model_validator(mode="after")
+    def _rows_of_a_task(self) -> DistillStage:
+        if self.rows is not None and self.task is None:
+            raise ValueError("`rows` belongs to a stage with a `task`")
+        return self
 
 
-Stage = Annotated[PretrainStage | DistillStage, Field(discriminator="kind")]
+TrainedStage = PretrainStage | DistillStage | FinetuneStage
+AnyStage = TrainedStage | AugmentStage
+Stage = Annotated[AnyStage, Field(discriminator="kind")]
+
+
+def model_sources(stage: AnyStage) -> list[str]:
+    """What a stage takes weights from: names of stages, folders, hub names."""
+    if isinstance(stage, FinetuneStage | AugmentStage):
+        return [stage.model]
+    init = stage.student.init if isinstance(stage, DistillStage) else stage.init
+    found = [teacher.source for teacher in stage.teacher] if isinstance(stage, DistillStage) else []
+    return found if init.source is None else [*found, init.source]
+
+
+def made_from(stage: TrainedStage) -> tuple[ModelConfig | None, str | None]:
+    """The shape of a stage's model as the run file gives it, and where its weights begin if they are taken along."""
+    if isinstance(stage, FinetuneStage):
+        return None, stage.model
+    if isinstance(stage, DistillStage):
+        return stage.student.model, stage.student.init.source
+    return stage.model, stage.init.source
+
+
+def sources(stage: AnyStage) -> list[str]:
+    """What a stage takes weights or rows from."""
+    rows = getattr(stage, "rows", None)
+    return model_sources(stage) + ([] if rows is None else [rows])
+
+
+def trained(stages: Sequence[AnyStage]) -> list[TrainedStage]:
+    """The stages that make a model."""
+    return [stage for stage in stages if not isinstance(stage, AugmentStage)]
 
 
 class LaunchConfig(Config):
@@ -210,6 +235,10 @@ class RunConfig(PrepConfig):
     """A whole run: data, the chain of stages, where it runs and what is reported."""
 
     seed: int = 1337
+    language: str = runtime("zh")
+    """Of the models, as their cards name it."""
+    tasks: dict[str, TaskConfig] = {}
+    """Labelled data, by the names that stages use."""
     stages: list[Stage] = Field(min_length=1)
     launch: LaunchConfig = runtime(default_factory=LaunchConfig)
     evaluation: EvaluationConfig = runtime(default_factory=EvaluationConfig)
@@ -221,18 +250,52 @@ class RunConfig(PrepConfig):
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; stage names are folder names and must differ")
         for index, stage in enumerate(self.stages):
-            if isinstance(stage, DistillStage) and stage.teacher.source in names[index:]:
-                raise ValueError(f"stage {stage.name!r}: its teacher {stage.teacher.source!r} is not an earlier stage")
-            if stage.training.micro_batch_tokens < self.data.sequences.max_length:
+            late = [source for source in sources(stage) if source in names[index:]]
+            if late:
+                raise ValueError(
+                    f"stage {stage.name!r} starts from {late[0]!r}, but {late[0]!r} is not an earlier stage"
+                )
+            rowless = [s.name for s in self.stages[:index] if isinstance(s, AugmentStage)]
+            wrong = [source for source in model_sources(stage) if source in rowless]
+            if wrong:
+                raise ValueError(f"stage {stage.name!r}: {wrong[0]!r} makes rows, not a model; name another stage")
+            self._check_task(stage, self.stages[:index])
+            if isinstance(stage, AugmentStage):
+                continue
+            longest = self.longest(stage)
+            if stage.training.micro_batch_tokens < longest:
                 raise ValueError(
                     f"stage {stage.name!r}: a batch cannot be cut: micro_batch_tokens "
-                    f"{stage.training.micro_batch_tokens} is smaller than data.sequences.max_length "
-                    f"{self.data.sequences.max_length}; raise the first or lower the second"
+                    f"{stage.training.micro_batch_tokens} is smaller than max_length {longest}; raise the first or "
+                    "lower the second"
                 )
         return self
+
+    def _check_task(self, stage: AnyStage, earlier: Sequence[AnyStage]) -> None:
+        task, rows = getattr(stage, "task", None), getattr(stage, "rows", None)
+        if task is not None and task not in self.tasks:
+            near = difflib.get_close_matches(task, self.tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.tasks) or 'none'}"
+            raise ValueError(f"stage {stage.name!r}: there is no task {task!r} under `tasks`; {hint}")
+        if rows is not None:
+            made = [s for s in earlier if isinstance(s, AugmentStage) and s.name == rows]
+            if not made:
+                raise ValueError(f"stage {stage.name!r}: rows {rows!r} is not an earlier stage of kind augment")
+            if made[0].task != task:
+                raise ValueError(f"stage {stage.name!r}: rows {rows!r} are of task {made[0].task!r}, not of {task!r}")
+
+    def longest(self, stage: TrainedStage) -> int:
+        """Tokens of the longest sequence that the stage can meet."""
+        task = getattr(stage, "task", None)
+        return self.data.sequences.max_length if task is None else self.tasks[task].max_length
 
     def stage_folder(self, index: int) -> Path:
         return self.folder / "stages" / f"{index + 1:02d}-{self.stages[index].name}"
 
     def stage_index(self, name: str) -> int | None:
         return next((i for i, stage in enumerate(self.stages) if stage.name == name), None)
+
+    def model_source(self, source: str) -> str:
+        """The folder of an earlier stage's model, or the folder or hub name as given."""
+        earlier = self.stage_index(source)
+        return source if earlier is None else str(self.stage_folder(earlier) / "model")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from distill_core.batch import Batch
 from distill_core.models.attention import Kernel, layout
 
 Ints = NDArray[np.int64]
+Order = Literal["shuffled", "corpus"]
 
 
 # ---------------------------------------------------------------- order
@@ -64,10 +66,12 @@ def permute(index: Ints, n: int, seed: int, epoch: int) -> Ints:
     return out.astype(np.int64)
 
 
-def samples(start: int, count: int, n: int, seed: int) -> tuple[Ints, Ints]:
+def samples(start: int, count: int, n: int, seed: int, order: Order = "shuffled") -> tuple[Ints, Ints]:
     """(sequence index, epoch), both int64 [count], of the samples ``start`` ... of a run over n sequences."""
     position = np.arange(start, start + count, dtype=np.int64)
     epoch, place = position // n, position % n
+    if order == "corpus":
+        return place, epoch
     index = np.empty_like(place)
     for e in np.unique(epoch):
         here = epoch == e
@@ -126,21 +130,67 @@ def _deal(sizes: list[int], n_bins: int) -> tuple[list[list[int]], list[int]]:
 # ---------------------------------------------------------------- batches
 
 
-def make_batch(split: Split, index: Ints, views: Ints, kernel: Kernel) -> Batch:
-    """The masked batch of the sequences ``index`` (in this order) under the mask views ``views``."""
-    gathered = split.gather(index)
-    masks = split.masks(index, views)
-    lengths = np.diff(gathered.offsets)
-    starts = np.repeat(gathered.offsets[:-1], np.diff(masks.offsets))
-    rows = starts + masks.positions
-    ids = gathered.ids
-    labels = ids[rows]
-    ids[rows] = masks.ids
-    positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
-    ours = torch.from_numpy
-    where = layout(lengths.tolist(), kernel)
-    ids_of = split.sequence_ids(index)
-    return Batch(ours(ids), ours(positions), where, rows=ours(rows), labels=ours(labels), sequence_ids=ids_of)
+class Source(Protocol):
+    """What batches are made of: the sequences of a corpus's split, or the rows of a task."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self, index: Ints) -> NDArray[np.int32]: ...
+
+    def batch(self, index: Ints, epochs: Ints, kernel: Kernel) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """A split of a prepared corpus. ``sampled``: the share of the rows that are sampled, None: none are."""
+
+    split: Split
+    seed: int = 0
+    sampled: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def lengths(self, index: Ints) -> NDArray[np.int32]:
+        return self.split.lengths(index)
+
+    def batch(self, index: Ints, epochs: Ints, kernel: Kernel) -> Batch:
+        """The masked batch of the sequences ``index`` (in this order); epoch e sees mask view e."""
+        gathered = self.split.gather(index)
+        masks = self.split.masks(index, epochs)
+        lengths = np.diff(gathered.offsets)
+        rows = np.repeat(gathered.offsets[:-1], np.diff(masks.offsets)) + masks.positions
+        ids = gathered.ids
+        labels = ids[rows]
+        ids[rows] = masks.ids
+        positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
+        names = self.split.sequence_ids(index)
+        sampled = None
+        if self.sampled is not None:
+            sampled = torch.from_numpy(sampled_rows(names, epochs, lengths, positions, self.seed, self.sampled))
+        ours = torch.from_numpy
+        return Batch(
+            ours(ids),
+            ours(positions),
+            layout(lengths.tolist(), kernel),
+            types=None if gathered.types is None else ours(gathered.types.astype(np.int64)),
+            rows=ours(rows),
+            labels=ours(labels),
+            sampled=sampled,
+            order=None if gathered.order is None else ours(gathered.order),
+            sequence_ids=names,
+        )
+
+
+def sampled_rows(
+    names: NDArray[np.uint64], epochs: Ints, lengths: Ints, positions: Ints, seed: int, share: float
+) -> Ints:
+    """int64, rows of a stream drawn with probability ``share`` by a hash of (seed, sequence id, epoch, position)."""
+    with np.errstate(over="ignore"):
+        keys = _mix(names + _GOLDEN * np.uint64(seed & 0xFFFFFFFF))
+        keys = _mix(keys + _GOLDEN * (epochs + 1).astype(np.uint64))
+        drawn = _mix(np.repeat(keys, lengths) + _GOLDEN * (positions + 1).astype(np.uint64))
+    return np.flatnonzero(drawn < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
 
 
 @dataclass
@@ -156,21 +206,22 @@ class Step:
 class Loader:
     """Training steps of one rank, from any step on."""
 
-    split: Split
+    source: Source
     seed: int
     global_batch_size: int
     micro_batch_tokens: int
     rank: int
     world_size: int
     kernel: Kernel
+    order: Order = "shuffled"
 
     def step(self, number: int) -> Step:
         """Step ``number`` (0-based): a pure function of it and of the settings."""
-        n = len(self.split)
-        index, epoch = samples(number * self.global_batch_size, self.global_batch_size, n, self.seed)
-        bins = cut(self.split.lengths(index), self.world_size, self.micro_batch_tokens)
+        n = len(self.source)
+        index, epoch = samples(number * self.global_batch_size, self.global_batch_size, n, self.seed, self.order)
+        bins = cut(self.source.lengths(index), self.world_size, self.micro_batch_tokens)
         mine = [micro[self.rank] for micro in bins]
-        batches = [make_batch(self.split, index[places], epoch[places], self.kernel) for places in mine]
+        batches = [self.source.batch(index[places], epoch[places], self.kernel) for places in mine]
         return Step(number, (number + 1) * self.global_batch_size / n, batches)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
@@ -209,12 +260,15 @@ class Loader:
 
 
 def held_out_batches(
-    split: Split, limit: int, seed: int, micro_batch_tokens: int, rank: int, world_size: int, kernel: Kernel
+    source: Source, limit: int, seed: int, micro_batch_tokens: int, rank: int, world_size: int, kernel: Kernel
 ) -> Iterator[Batch]:
-    """This rank's share of ``limit`` held-out sequences under mask view 0: the same ones at every evaluation."""
-    index, _ = samples(0, min(limit, len(split)), len(split), seed)
+    """This rank's share of ``limit`` sequences of ``source``: the same ones at every evaluation.
+
+    A corpus is seen under mask view 0.
+    """
+    index, _ = samples(0, min(limit, len(source)), len(source), seed)
     if len(index) < world_size:  # every rank needs one; whole copies leave the means as they are
         index = np.tile(index, world_size)
-    for micro in cut(split.lengths(index), world_size, micro_batch_tokens):
+    for micro in cut(source.lengths(index), world_size, micro_batch_tokens):
         mine = index[micro[rank]]
-        yield make_batch(split, mine, np.zeros(len(mine), np.int64), kernel)
+        yield source.batch(mine, np.zeros(len(mine), np.int64), kernel)

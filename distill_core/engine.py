@@ -10,16 +10,17 @@ import contextlib
 import datetime
 import io
 import logging
+import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import TrainingError
-from distill_core.config import TrainingConfig
+from distill_core.training import OptimizerConfig, TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -145,6 +146,25 @@ def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
+class AdamSettings(NamedTuple):
+    learning_rate: float
+    eps: float
+    weight_decay: float
+
+
+def adam_settings(optimizer: OptimizerConfig, learning_rate: float, step: int) -> AdamSettings:
+    """What torch's AdamW is given at ``step`` (from 1).
+
+    Without bias correction, w <- (1 - lr * decay) w - lr * m / (sqrt(v) + eps). torch divides m by c1 = 1 - beta1^t and
+    sqrt(v) by sqrt(c2), c2 = 1 - beta2^t; with lr c1 / sqrt(c2), eps / sqrt(c2) and decay sqrt(c2) / c1 these cancel.
+    """
+    if optimizer.bias_correction:
+        return AdamSettings(learning_rate, optimizer.eps, optimizer.weight_decay)
+    c1, c2 = (1 - beta**step for beta in optimizer.betas)
+    ratio = c1 / math.sqrt(c2)
+    return AdamSettings(learning_rate * ratio, optimizer.eps / math.sqrt(c2), optimizer.weight_decay / ratio)
+
+
 @dataclass
 class FullState:
     """World-size-free training state: fp32 weights and Adam moments by parameter name, on the CPU."""
@@ -177,6 +197,8 @@ class Engine:
                 model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
             )
         self._adam = adam
+        self._optimizer = training.optimizer
+        self._decayed = [group["weight_decay"] > 0 for group in adam.param_groups]
         self._zero_stage = training.zero_stage
         self._norm = 0.0
         self._parameters = [parameter for _, parameter in module.named_parameters()]
@@ -199,13 +221,15 @@ class Engine:
         if not last:
             self._engine.step()
 
-    def step(self, learning_rate: float) -> None:
-        """Clip, update, clear."""
+    def step(self, learning_rate: float, number: int) -> None:
+        """Clip, update, clear; ``number``: of the step, from 0."""
         if self._zero_stage == 0:  # the only stage in which DeepSpeed does not tell the norm
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+        settings = adam_settings(self._optimizer, learning_rate, number + 1)
+        for group, decayed in zip(self._adam.param_groups, self._decayed, strict=True):
+            group["lr"], group["eps"] = settings.learning_rate, settings.eps
+            group["weight_decay"] = settings.weight_decay if decayed else 0.0
         self._engine.step()
 
     def gradient_norm(self) -> float:

@@ -7,18 +7,20 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from configs.errors import ConfigError, DataError, output_error
 from distill_core.batch import Batch
-from distill_core.config import RunConfig
+from distill_core.config import AugmentStage, RunConfig, trained
 from distill_core.evaluate.fill_mask import load_tokenizer
 from distill_core.features import FeatureRequest
 from distill_core.model_card import model_card
 from distill_core.models import pretrained
-from distill_core.models.encoder import Encoder
 from distill_core.outcome import Outcome, StageOutcome, data_folder, read_outcome, stage_folder
+from distill_core.tasks import pretrained as task_models
+from distill_core.tasks.model import StageModel, TaskModel
 
 TOLERANCE = 1e-4
 MODEL_FILES = ("model.safetensors", "config.json")
@@ -67,13 +69,15 @@ def check_finished(config: RunConfig, index: int, folder: Path) -> None:
 
 def _stage_index(config: RunConfig, stage: str | None) -> int:
     if stage is None:
-        return len(config.stages) - 1
+        return config.stages.index(trained(config.stages)[-1])
     index = config.stage_index(stage)
     if index is None:
         names = [s.name for s in config.stages]
         near = difflib.get_close_matches(stage, names, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names)}."
         raise ConfigError(f"The run {config.name!r} has no stage {stage!r}. {hint}")
+    if isinstance(config.stages[index], AugmentStage):
+        raise ConfigError(f"Stage {stage!r} of the run {config.name!r} makes rows, not a model; nothing to export.")
     return index
 
 
@@ -98,7 +102,7 @@ def check_export(model_folder: Path, exported: Path) -> None:
 
     Logits of every token of a padded batch of unequal lengths, in fp32: at most ``TOLERANCE`` apart.
     """
-    ours = pretrained.load(str(model_folder), "export").encoder
+    ours = load_model(model_folder)
     load_tokenizer(exported, ours.config.vocab_size)
     difference = largest_difference(ours, exported)
     if not difference < TOLERANCE:
@@ -109,22 +113,46 @@ def check_export(model_folder: Path, exported: Path) -> None:
         )
 
 
-@torch.no_grad()
-def largest_difference(ours: Encoder, exported: Path) -> float:
-    """max |logit of ours - logit of transformers' BertForMaskedLM from ``exported``| over all tokens."""
-    from transformers import BertForMaskedLM
+def load_model(folder: Path) -> StageModel:
+    """A stage's model: a masked LM, or one with a task's head."""
+    kind = task_models.task_kind_of(str(folder))
+    if kind is None:
+        return pretrained.load(str(folder), "export").encoder
+    return task_models.load_as_is(str(folder), "export")
 
-    theirs: torch.nn.Module = BertForMaskedLM.from_pretrained(exported, dtype=torch.float32)
+
+def transformers_class(ours: StageModel) -> Any:
+    import transformers
+
+    if isinstance(ours, TaskModel):
+        return task_models.hugging_face_class(ours.config, ours.kind)
+    return getattr(transformers, ours.config.kin.masked_lm)
+
+
+@torch.no_grad()
+def largest_difference(ours: StageModel, exported: Path) -> float:
+    """max |output of ours - output of transformers' class from ``exported``| over all tokens or sequences."""
+    theirs: torch.nn.Module = transformers_class(ours).from_pretrained(exported, dtype=torch.float32)
     theirs.eval()
     ours.eval()
-    longest = min(48, ours.config.max_position_embeddings)
+    longest = min(48, ours.config.max_length)
     lengths = sorted({longest, max(1, longest // 2), max(1, longest // 3)}, reverse=True)
-    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    ids = torch.randint(ours.config.vocab_size, mask.shape, generator=torch.Generator().manual_seed(0))
-    expected = theirs(input_ids=ids, attention_mask=mask.long()).logits[mask]
-    batch = Batch.of([row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
-    found = ours(batch, FeatureRequest(logits=frozenset({"all"}))).logits["all"]
-    return float((found - expected).abs().max())
+    ids = torch.randint(ours.config.vocab_size - 1, (len(lengths), longest), generator=torch.Generator().manual_seed(0))
+    ids += ids >= ours.config.pad_token_id  # RoBERTa's classes number positions by the places of the padding's id
+    rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+    batch = Batch.of([row.tolist() for row in rows])
+    answers = [theirs(input_ids=row[None]) for row in rows]
+    if not isinstance(ours, TaskModel):
+        found = ours(batch, FeatureRequest(logits=frozenset({"all"}))).logits["all"]
+        return float((found - torch.cat([answer.logits[0] for answer in answers])).abs().max())
+    outputs = ours(batch, FeatureRequest(task=True)).task
+    if ours.kind == "span":
+        expected = torch.cat(
+            [torch.stack([answer.start_logits[0], answer.end_logits[0]], dim=-1) for answer in answers]
+        )
+    else:
+        expected = torch.cat([answer.logits[0] if ours.kind == "tokens" else answer.logits for answer in answers])
+    return float((outputs - expected).abs().max())
 
 
 def _put_into_place(aside: Path, final: Path) -> None:

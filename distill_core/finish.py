@@ -17,8 +17,8 @@ from configs.errors import DataError
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
 from distill_core import report_facts
-from distill_core.config import RunConfig
-from distill_core.data import held_out_batches
+from distill_core.config import RunConfig, trained
+from distill_core.data import CorpusSource, held_out_batches
 from distill_core.evaluate import fill_mask, latency, side_by_side, unigram
 from distill_core.evaluate.bias import read_templates
 from distill_core.evaluate.choice import read_choices
@@ -53,7 +53,7 @@ def finish_run(config: RunConfig, folder: Path) -> None:
     corpus = Corpus.open(data_folder(config, folder))
     models = chain_models(config, folder)
     evaluation = folder / "evaluation"
-    training = config.stages[-1].training
+    training = trained(config.stages)[-1].training
 
     facts: dict[str, Any] = {"corpus": corpus.hash, "limit": training.evaluate_sequences, "seed": config.seed}
     kept(
@@ -153,7 +153,7 @@ def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
         "masked_tokens"}.
     """
     split = corpus.split("held_out")
-    batches = held_out_batches(split, limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
+    batches = held_out_batches(CorpusSource(split), limit, seed, max(8192, corpus.max_length), 0, 1, "runs")
     labels = np.concatenate([batch.labels.numpy() for batch in batches if batch.labels is not None])
     loss, right = unigram.sums(unigram.log_probabilities(corpus.unigram, corpus.special_ids), labels)
     n = max(len(labels), 1)

@@ -28,9 +28,9 @@ class Meter:
     began: float = field(default_factory=time.perf_counter)
 
     def add(self, losses: LossTerms) -> None:
-        for name, share in losses.shares.items():
-            self._add(f"loss/{name}", share)
-            self._add(f"weighted/{name}", losses.weights[name] * share)
+        for name, (share, weight) in losses.parts.items():
+            self._add(f"loss/{name}", share.detach())
+            self._add(f"weighted/{name}", weight * share.detach())
 
     def _add(self, name: str, share: Tensor) -> None:
         self.sums[name] = self.sums[name] + share if name in self.sums else share

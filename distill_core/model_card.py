@@ -8,18 +8,31 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from distill_core.config import DistillStage
-from distill_core.outcome import ModelOutcome, Outcome, StageOutcome
+from distill_core.config import AugmentStage, DistillStage, made_from, trained
+from distill_core.outcome import ModelOutcome, Outcome, StageOutcome, TaskOutcome
+from distill_core.tasks.pretrained import ENDINGS
 
 TEMPLATES = Path(__file__).parent / "templates"
+PIPELINES = {
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "span": "question-answering",
+}
+EXAMPLES = {
+    "zh": "今天天气很{tokenizer.mask_token}。",
+    "nl": "Het weer is vandaag {tokenizer.mask_token}.",
+    "en": "The weather is {tokenizer.mask_token} today.",
+}
 
 
 def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
     """The card of a finished stage's model. Says nothing that was not measured or configured."""
     assert stage.done is not None
     names = [model.name for model in outcome.models]
-    chain = outcome.models[: names.index(stage.name) + 1]
-    model, first = chain[-1], chain[0]
+    chain = outcome.models[: names.index(stage.name) + 1] if stage.name in names else outcome.models
+    model, first = chain[-1] if chain else None, chain[0] if chain else None
+    task = next((found for found in outcome.tasks if found.name == stage.name), None)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -30,26 +43,45 @@ def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
         model=model,
         first=first,
         chain=chain,
-        stages={s.name: s for s in outcome.stages},
+        task=task,
+        auto_class=f"AutoModel{ENDINGS[task.kind]}" if task else None,
+        stage_labels=stage.done["labels"],
+        before=[s for s in outcome.stages[: stage.index + 1] if not isinstance(s.stage, AugmentStage)],
+        pooler=stage.done["pooler"],
+        start=None if isinstance(stage.stage, AugmentStage) else made_from(stage.stage)[1],
+        example=EXAMPLES.get(outcome.config.language, EXAMPLES["en"]),
         objective=describe_objective(stage),
         teacher=teacher_name(stage),
+        own_teacher=outcome.config.stage_index(stage.done["teacher"] or "") is not None,
         unigram=outcome.unigram,
-        latency=[row for row in outcome.latency if row["model"] in (first.name, model.name)],
+        latency=[row for row in outcome.latency if row["model"] in {m.name for m in chain[:1] + chain[-1:]}],
         vocab_size=(outcome.manifest.get("tokenizer") or {}).get("vocab_size"),
-        max_length=outcome.config.data.sequences.max_length,
+        max_length=outcome.config.longest(trained([stage.stage])[0]),
     )
-    data = card_data(outcome, stage, model, first)
+    data = card_data(outcome, stage, model, first, task)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
-def card_data(outcome: Outcome, stage: StageOutcome, model: ModelOutcome, first: ModelOutcome) -> ModelCardData:
+def card_data(
+    outcome: Outcome,
+    stage: StageOutcome,
+    model: ModelOutcome | None,
+    first: ModelOutcome | None,
+    task: TaskOutcome | None,
+) -> ModelCardData:
     """The metadata block. No licence: it follows from teacher and corpus, which only the user knows."""
-    metrics = [("loss", "masked-LM loss (nats)", model.loss), ("accuracy", "masked-LM accuracy", model.accuracy)]
+    what, dataset = "fill-mask", f"held-out split of the corpus {str(outcome.manifest.get('hash', ''))[:16]}".strip()
+    metrics: list[tuple[str, str, float | None]] = []
+    if task is not None:
+        what, dataset = PIPELINES[task.kind], f"dev rows of {task.task}"
+        metrics = [(name, name.replace("_", " "), value) for name, value in task.scores.items()]
+    elif model is not None:
+        metrics = [("loss", "masked-LM loss (nats)", model.loss), ("accuracy", "masked-LM accuracy", model.accuracy)]
     results = [
         EvalResult(
-            task_type="fill-mask",
+            task_type=what,
             dataset_type="text",
-            dataset_name=f"held-out split of the corpus {str(outcome.manifest.get('hash', ''))[:16]}".strip(),
+            dataset_name=dataset,
             metric_type=kind,
             metric_name=title,
             metric_value=round(value, 4),
@@ -57,31 +89,31 @@ def card_data(outcome: Outcome, stage: StageOutcome, model: ModelOutcome, first:
         for kind, title, value in metrics
         if value is not None
     ]
-    is_hub = not first.is_stage and not Path(first.source).exists()
-    tags = ["zhengliu", "bert", "fill-mask"] + (["distillation"] if isinstance(stage.stage, DistillStage) else [])
+    is_hub = first is not None and not first.is_stage and not Path(first.source).exists()
+    tags = ["zhengliu", what] + (["distillation"] if isinstance(stage.stage, DistillStage) else [])
     return ModelCardData(
-        language="zh",
+        language=outcome.config.language,
         library_name="transformers",
-        pipeline_tag="fill-mask",
+        pipeline_tag=what,
         tags=tags,
-        base_model=first.source if is_hub else None,
+        base_model=first.source if is_hub and first is not None else None,
         model_name=f"{outcome.config.name}-{stage.name}",
         eval_results=results or None,
     )
 
 
 def teacher_name(stage: StageOutcome) -> str | None:
-    """The direct teacher as the run file names it; a local folder by its last part."""
+    """The direct teachers as the run file names them; a local folder by its last part."""
     if not isinstance(stage.stage, DistillStage):
         return None
-    source = stage.stage.teacher.source
-    return Path(source).name if Path(source).is_dir() else source
+    names = [teacher.source for teacher in stage.stage.teacher]
+    return " and ".join(Path(name).name if Path(name).is_dir() else name for name in names)
 
 
 def describe_objective(stage: StageOutcome) -> list[str]:
     """One line a loss term, with its settings: ``kd_ce, weight 1: temperature 8``."""
-    if not isinstance(stage.stage, DistillStage):
-        return ["mlm, weight 1"]
+    if isinstance(stage.stage, AugmentStage):
+        return []
     terms = stage.stage.objective
     known = stage.done["pairs"] if stage.done is not None else [[] for _ in terms]
     matched = zip(terms, known, strict=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +13,68 @@ from torch import Tensor, nn
 from distill_core.batch import Batch, Count
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
-from distill_core.models.encoder import Encoder
 from distill_core.objectives import OBJECTIVES
-from distill_core.objectives.base import Needs, TermConfig, value_at
+from distill_core.objectives.base import Needs, Schedule, TermConfig, value_at
+from distill_core.tasks.model import StageModel
 
 
 @dataclass
 class LossTerms:
     """One micro-batch's losses.
 
-    ``total``: the weighted sum, each term divided by its global count (scalar with gradient).
-    ``shares``: detached, by name: this micro-batch's share of the term's global mean, unweighted.
-    ``weights``: by the same names, as they are at this step.
+    ``parts``: by name: the loss's share of its global mean (scalar with gradient) and its weight at this step.
     """
 
-    total: Tensor
-    shares: dict[str, Tensor]
-    weights: dict[str, float]
+    parts: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
+
+    def add(self, name: str, share: Tensor, weight: float) -> None:
+        self.parts[name] = (share, weight)
+
+    def update(self, other: LossTerms) -> None:
+        self.parts |= other.parts
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum, with gradient."""
+        weighted = [weight * share for share, weight in self.parts.values()]
+        return functools.reduce(operator.add, weighted)
 
 
 class Objective(nn.Module):
-    """The weighted terms of a stage."""
+    """The weighted terms of a stage against one teacher.
 
-    def __init__(self, terms: Sequence[TermConfig], student: EncoderConfig, teacher: EncoderConfig | None) -> None:
+    Args:
+        share: what the terms that look at the teacher are multiplied by (its part of several teachers).
+        prefix: of the reported names, ``"NAME/"`` where there are several teachers.
+        labels: whether the terms that look at no teacher are in it (in the first teacher's objective only).
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[TermConfig],
+        student: EncoderConfig,
+        teacher: EncoderConfig | None,
+        share: float = 1.0,
+        prefix: str = "",
+        labels: bool = True,
+    ) -> None:
         super().__init__()
-        self.terms = nn.ModuleList(OBJECTIVES[term.kind](term, student, teacher) for term in terms)
-        self.weights = [term.weight for term in terms]
+        self.terms = nn.ModuleList()
+        self.weights: list[float | Schedule] = []
+        self.shares: list[float] = []
+        self.kinds: list[str] = []
+        self.labels: list[str] = []
         kinds = [term.kind for term in terms]
-        self.kinds = kinds
-        self.labels = [k if kinds.count(k) == 1 else f"{k}.{i}" for i, k in enumerate(kinds)]
+        for place, config in enumerate(terms):
+            term = OBJECTIVES[config.kind](config, student, teacher)
+            taught = bool(term.needs().teacher)
+            if taught or labels:
+                self.terms.append(term)
+                self.weights.append(config.weight)
+                self.shares.append(share if taught else 1.0)
+                self.kinds.append(config.kind)
+                number = f".{place}" if kinds.count(config.kind) > 1 else ""
+                self.labels.append(f"{prefix}{config.kind}{number}")
 
     def needs(self) -> Needs:
         student, teacher = FeatureRequest(), FeatureRequest()
@@ -59,39 +94,42 @@ class Objective(nn.Module):
     def forward(
         self, student: Features, teacher: Features, batch: Batch, counts: dict[Count, Tensor], progress: float
     ) -> LossTerms:
-        total: Tensor | None = None
-        shares: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
-        for term, kind, label, wanted in zip(self.terms, self.kinds, self.labels, self.weights, strict=True):
-            weight = value_at(wanted, progress)
+        losses = LossTerms()
+        for place, term in enumerate(self.terms):
+            weight = self.shares[place] * value_at(self.weights[place], progress)
             for name, value in term(student, teacher, batch, progress).items():
                 share = value / counts[term.count]  # type: ignore[index]
-                name = label + name.removeprefix(kind)
-                shares[name], weights[name] = share.detach(), weight
-                total = weight * share if total is None else total + weight * share
-        assert total is not None
-        return LossTerms(total, shares, weights)
+                losses.add(self.labels[place] + name.removeprefix(self.kinds[place]), share, weight)
+        return losses
 
 
 class Distillation(nn.Module):
-    """Student and objective as the one module that the engine wraps (one clip, one checkpoint)."""
+    """Student and objectives (one a teacher) as the one module that the engine wraps: one clip, one checkpoint."""
 
-    def __init__(self, student: Encoder, objective: Objective) -> None:
+    def __init__(self, student: StageModel, objectives: Sequence[Objective]) -> None:
         super().__init__()
         self.student = student
-        self.objective = objective
-        self.request = objective.needs().student
+        self.objectives = nn.ModuleList(objectives)
+        self.request = functools.reduce(operator.or_, (o.needs().student for o in objectives))
 
-    def forward(self, batch: Batch, teacher: Features, counts: dict[Count, Tensor], progress: float) -> LossTerms:
+    def names(self) -> list[str]:
+        return [name for objective in self.objectives for name in objective.names()]  # type: ignore[operator]
+
+    def forward(
+        self, batch: Batch, teachers: Sequence[Features], counts: dict[Count, Tensor], progress: float
+    ) -> LossTerms:
+        """Losses of one batch; ``teachers``: the features of each teacher, [Features()] where there is none."""
         features = self.student(batch, self.request)
-        terms: LossTerms = self.objective(features, teacher, batch, counts, progress)
-        return terms
+        losses = LossTerms()
+        for objective, teacher in zip(self.objectives, teachers, strict=True):
+            losses.update(objective(features, teacher, batch, counts, progress))
+        return losses
 
 
 class Teacher(nn.Module):
-    """A frozen encoder: always in eval mode, without gradients, outside the engine and the checkpoints."""
+    """A frozen model: always in eval mode, without gradients, outside the engine and the checkpoints."""
 
-    def __init__(self, encoder: Encoder, request: FeatureRequest) -> None:
+    def __init__(self, encoder: StageModel, request: FeatureRequest) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
         self.request = request

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError, output_error
-from distill_core.config import DistillStage, PretrainStage, RunConfig
+from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, model_sources
 from distill_core.models.pretrained import WEIGHTS
+from distill_core.tasks.pretrained import task_kind_of
+from distill_core.tasks.rows import TaskKind
 
 Rows = list[dict[str, Any]]
 
@@ -24,7 +26,7 @@ class StageOutcome:
     """One stage: its config, and what it has left."""
 
     index: int
-    stage: PretrainStage | DistillStage
+    stage: AnyStage
     folder: Path
     done: dict[str, Any] | None
     """DONE.json of a finished stage."""
@@ -46,7 +48,29 @@ class StageOutcome:
             return "finished"
         if not self.metrics:
             return "not started"
-        return f"step {self.metrics[-1]['step']} of {self.stage.training.steps}"
+        assert not isinstance(self.stage, AugmentStage)
+        steps = self.stage.training.steps
+        return f"step {self.metrics[-1]['step']}" + (f" of {steps}" if steps is not None else "")
+
+    @property
+    def makes_masked_lm(self) -> bool:
+        return makes_masked_lm(self.stage)
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """A model trained for a task, with its scores on the task's dev rows."""
+
+    name: str
+    task: str
+    kind: TaskKind
+    parameters: int
+    scores: dict[str, float]
+    teacher: str | None
+    teacher_scores: dict[str, float] | None
+    agreement: float | None
+    rows: int
+    selected_step: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +97,8 @@ class Outcome:
     folder: Path
     stages: list[StageOutcome]
     models: list[ModelOutcome]
+    """The masked LMs."""
+    tasks: list[TaskOutcome]
     """In the order of the chain: the first teacher first, the final student last."""
     unigram: dict[str, Any] | None
     latency: Rows
@@ -95,6 +121,7 @@ def read_outcome(config: RunConfig, folder: Path) -> Outcome:
         folder=folder,
         stages=stages,
         models=[describe_model(name, source, stages) for name, source in chain_models(config, folder).items()],
+        tasks=[found for stage in stages if (found := describe_task(config, stage)) is not None],
         unigram=read_json(evaluation / "unigram.json"),
         latency=(read_json(evaluation / "latency.json") or {}).get("rows", []),
         guesses=(read_json(evaluation / "fill_mask.json") or {}).get("rows", []),
@@ -125,14 +152,22 @@ def read_stage(config: RunConfig, index: int, folder: Path) -> StageOutcome:
 
 
 def chain_models(config: RunConfig, folder: Path) -> dict[str, str]:
-    """name -> folder or hub name, in the order of the chain: teachers from outside before their first students."""
+    """The masked LMs, name -> folder or hub name, in the order of the chain: models from outside before what is
+    made of them."""
     stages = {stage.name for stage in config.stages}
     models: dict[str, str] = {}
     for index, stage in enumerate(config.stages):
-        if isinstance(stage, DistillStage) and stage.teacher.source not in stages:
-            models[outside_name(stage.teacher.source, stages)] = stage.teacher.source
-        models[stage.name] = str(stage_folder(config, index, folder) / "model")
+        for source in model_sources(stage):
+            if source not in stages and task_kind_of(source) is None:
+                models[outside_name(source, stages)] = source
+        if makes_masked_lm(stage):
+            models[stage.name] = str(stage_folder(config, index, folder) / "model")
     return models
+
+
+def makes_masked_lm(stage: AnyStage) -> bool:
+    """Whether the stage's model predicts masked tokens (and not a task's labels)."""
+    return isinstance(stage, PretrainStage) or (isinstance(stage, DistillStage) and stage.task is None)
 
 
 def outside_name(source: str, stages: set[str]) -> str:
@@ -147,7 +182,11 @@ def describe_model(name: str, source: str, stages: list[StageOutcome]) -> ModelO
         done = own.done or {}
         parameters, who = done.get("parameters"), "student"
     else:  # a teacher from outside was measured beside its first finished student
-        taught = (s.done for s in stages if isinstance(s.stage, DistillStage) and s.stage.teacher.source == source)
+        taught = (
+            s.done
+            for s in stages
+            if s.makes_masked_lm and isinstance(s.stage, DistillStage) and s.stage.teacher[0].source == source
+        )
         done = next((d for d in taught if d is not None), {})
         parameters, who = done.get("teacher_parameters"), "teacher"
     evaluation = done.get("evaluation") or {}
@@ -162,6 +201,26 @@ def describe_model(name: str, source: str, stages: list[StageOutcome]) -> ModelO
         masked_tokens=evaluation.get("masked_tokens"),
         bytes_on_disk=weights_bytes(Path(source)),
         is_stage=own is not None,
+    )
+
+
+def describe_task(config: RunConfig, stage: StageOutcome) -> TaskOutcome | None:
+    """The scores of a finished stage with a task."""
+    if stage.makes_masked_lm or isinstance(stage.stage, AugmentStage) or stage.done is None:
+        return None
+    assert not isinstance(stage.stage, PretrainStage) and stage.stage.task is not None
+    found = stage.done["evaluation"]
+    return TaskOutcome(
+        name=stage.name,
+        task=stage.stage.task,
+        kind=config.tasks[stage.stage.task].kind,
+        parameters=stage.done["parameters"],
+        scores=found["student"],
+        teacher=stage.done["teacher"],
+        teacher_scores=found["teacher"],
+        agreement=found["agreement"],
+        rows=found["rows"],
+        selected_step=stage.done["selected_step"],
     )
 
 

@@ -11,46 +11,120 @@ import torch
 
 from configs.errors import ConfigError, DataError, OutputError, output_error
 from data_prep.tokenizer import open_tokenizer
-from distill_core.config import DistillStage, PretrainStage, RunConfig
+from distill_core.config import (
+    AnyStage,
+    AugmentStage,
+    DistillStage,
+    PretrainStage,
+    RunConfig,
+    TrainedStage,
+    made_from,
+    model_sources,
+)
 from distill_core.data import cut
+from distill_core.evaluate.side_by_side import check_inputs
+from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
-from distill_core.models.initialise import check_layers
-from distill_core.objective import Objective
+from distill_core.models.initialise import check_init, check_same_shape
+
+VOCABULARIES = {
+    "wordpiece": ("vocab.txt",),
+    "sentencepiece": ("spiece.model",),
+    "bpe": ("tokenizer.json", "vocab.json"),
+}
 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raise the first of: ConfigError, DataError, OutputError, that ``config`` would meet on the way."""
     check_writable(config.folder)
+    check_inputs(config.evaluation)
+    check_pairs(config)
     vocab_size = given_vocabulary(config)
     check_disk(config, vocab_size)
     for index, stage in enumerate(config.stages):
         who = f"stage {stage.name!r}"
+        check_task(config, stage, who)
+        for source in model_sources(stage):
+            if config.stage_index(source) is None:
+                check_given(config, source, pretrained.read_config(source, who), who)
+        if isinstance(stage, AugmentStage):
+            continue
         if stage.training.global_batch_size < world_size:
             raise ConfigError(
                 f"{who}: a batch cannot be cut: global_batch_size {stage.training.global_batch_size} is smaller than "
                 f"the {world_size} ranks; every rank needs at least one sequence."
             )
         check_cut(config, index, world_size, who)
-        student = student_shape(config, index, vocab_size)
-        check_shape(config, index, student, who)
-        if isinstance(stage, DistillStage):
-            teacher = teacher_shape(config, stage, vocab_size, who)
-            check_teacher(config, stage, teacher, who)
-            if stage.student.init.kind == "teacher_layers":
-                check_layers(stage.student.init.layers, student, teacher, who)
-            aligned = student.model_copy(update={"vocab_size": teacher.vocab_size})
-            with torch.device("meta"):
-                try:
-                    Objective(stage.objective, aligned, teacher)
-                except ConfigError as error:
-                    raise ConfigError(f"{who}: {error}") from None
+        student = stage_shape(config, index, vocab_size)
+        check_shape(config, stage, student, who)
+        check_objectives(config, index, student, vocab_size, who)
+
+
+def check_task(config: RunConfig, stage: AnyStage, who: str) -> None:
+    """The files of a stage's task are there."""
+    if isinstance(stage, TrainedStage):
+        check_corpus_fits(config, stage, who)
+    name = None if isinstance(stage, PretrainStage) else stage.task
+    if name is not None:
+        for part in ("train", "dev"):
+            path = Path(getattr(config.tasks[name], part))
+            if not path.is_file():
+                raise DataError(f"{who}: there is no file {path} (tasks.{name}.{part}).")
+
+
+def check_pairs(config: RunConfig) -> None:
+    """RoBERTa's tokenizers put two separators between texts and know no second type; BERT's pairs have one."""
+    if config.data.sequences.kind == "pairs" and config.data.tokenizer.kind == "bpe":
+        raise ConfigError(
+            "data.sequences.kind: pairs makes BERT's sentence pairs, which models with byte-level BPE (RoBERTa) were "
+            "never trained on; take documents, lines or merged."
+        )
+
+
+def check_corpus_fits(config: RunConfig, stage: TrainedStage, who: str) -> None:
+    """The corpus has what the losses read: masked tokens, labels of sentence pairs."""
+    kinds = [term.kind for term in stage.objective]
+    if "sentence_order" in kinds and config.data.sequences.kind != "pairs":
+        raise ConfigError(
+            f"{who}: sentence_order learns from pairs of texts, but the corpus is made of "
+            f"{config.data.sequences.kind}; set data.sequences.kind: pairs, or drop the loss."
+        )
+    masked = [term.kind for term in stage.objective if term.kind == "mlm" or getattr(term, "positions", "") == "masked"]
+    if masked and config.data.masks.rate == 0:
+        raise ConfigError(
+            f"{who}: {masked[0]} looks at masked tokens, but data.masks.rate is 0; raise the rate, or take a loss that "
+            "needs none (positions: all)."
+        )
+
+
+def check_objectives(config: RunConfig, index: int, student: EncoderConfig, vocab_size: int | None, who: str) -> None:
+    """Losses, layer maps and initialisation against the shapes of the models, before any of them is loaded."""
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    teachers = []
+    if isinstance(stage, DistillStage):
+        for teacher in stage.teacher:
+            shape = source_shape(config, teacher.source, vocab_size, f"{who}: teacher")
+            teachers.append((teacher, shape))
+            student = student.model_copy(update={"vocab_size": shape.vocab_size})
+        check_init(stage.student.init, student, teachers[0][1], who)
+    given, source = made_from(stage)
+    if given is not None and source is not None:
+        check_same_shape(student, source_shape(config, source, vocab_size, who), f"{who}: init")
+    try:
+        with torch.device("meta"):
+            objectives(stage, student, teachers)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from None
 
 
 def check_cut(config: RunConfig, index: int, world_size: int, who: str) -> None:
     """The worst batch is one of longest sequences only: what can be cut then can always be cut."""
-    training = config.stages[index].training
-    longest = np.full(training.global_batch_size, config.data.sequences.max_length)
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    training = stage.training
+    longest = np.full(training.global_batch_size, config.longest(stage))
     try:
         cut(longest, world_size, training.micro_batch_tokens)
     except DataError as error:
@@ -75,8 +149,8 @@ def check_disk(config: RunConfig, vocab_size: int | None) -> None:
     """
     needed = 0
     for index, stage in enumerate(config.stages):
-        if not (config.stage_folder(index) / "DONE.json").exists():
-            parameters = student_shape(config, index, vocab_size).parameters()
+        if not isinstance(stage, AugmentStage) and not (config.stage_folder(index) / "DONE.json").exists():
+            parameters = stage_shape(config, index, vocab_size).parameters()
             needed += parameters * (12 * (stage.training.keep_last + 1) + 4)
     free = shutil.disk_usage(config.folder).free
     if needed > free:
@@ -95,59 +169,62 @@ def given_vocabulary(config: RunConfig) -> int | None:
     return open_tokenizer(Path(tokenizer.vocab), tokenizer).vocab_size
 
 
-def student_shape(config: RunConfig, index: int, vocab_size: int | None) -> EncoderConfig:
+def stage_shape(config: RunConfig, index: int, vocab_size: int | None) -> EncoderConfig:
+    """Of the model that a stage makes."""
     stage = config.stages[index]
-    model = stage.model if isinstance(stage, PretrainStage) else stage.student.model
-    return model.resolve(vocab_size or config.data.tokenizer.vocab_size)
+    assert isinstance(stage, TrainedStage)
+    given, source = made_from(stage)
+    if given is not None:
+        return given.resolve(vocab_size or config.data.tokenizer.vocab_size)
+    assert source is not None
+    return source_shape(config, source, vocab_size, f"stage {stage.name!r}")
 
 
-def teacher_shape(config: RunConfig, stage: DistillStage, vocab_size: int | None, who: str) -> EncoderConfig:
-    """The teacher's shape: an earlier stage's model, or read from its folder or the hub."""
-    earlier = config.stage_index(stage.teacher.source)
+def source_shape(config: RunConfig, source: str, vocab_size: int | None, who: str) -> EncoderConfig:
+    """An earlier stage's model, or read from its folder or the hub."""
+    earlier = config.stage_index(source)
     if earlier is not None:
-        return student_shape(config, earlier, vocab_size)
-    return pretrained.read_config(stage.teacher.source, f"{who}: teacher")
+        return stage_shape(config, earlier, vocab_size)
+    return pretrained.read_config(source, who)
 
 
-def check_shape(config: RunConfig, index: int, student: EncoderConfig, who: str) -> None:
-    longest = config.data.sequences.max_length
-    if student.max_position_embeddings < longest:
+def check_shape(config: RunConfig, stage: TrainedStage, student: EncoderConfig, who: str) -> None:
+    longest = config.longest(stage)
+    if student.max_length < longest:
         raise ConfigError(
-            f"{who}: the model has {student.max_position_embeddings} positions, but data.sequences.max_length is "
-            f"{longest}; raise max_position_embeddings or shorten the sequences."
+            f"{who}: the model has {student.max_length} positions, but its longest sequences have {longest} tokens; "
+            "raise max_position_embeddings or shorten the sequences (data.sequences.max_length, or the task's)."
         )
-    if config.stages[index].training.attention == "varlen" and student.attention_probs_dropout_prob > 0:
+    if stage.training.attention == "varlen" and student.attention_probs_dropout_prob > 0:
         raise ConfigError(
             f"{who}: attention: varlen has no attention dropout; set attention_probs_dropout_prob: 0 or take another "
             "kernel."
         )
 
 
-def check_teacher(config: RunConfig, stage: DistillStage, teacher: EncoderConfig, who: str) -> None:
-    """A teacher from outside must number its tokens as the corpus will."""
-    if config.stage_index(stage.teacher.source) is not None:
-        return
-    source, tokenizer = stage.teacher.source, config.data.tokenizer
-    if teacher.max_position_embeddings < config.data.sequences.max_length:
+def check_given(config: RunConfig, source: str, shape: EncoderConfig, who: str) -> None:
+    """A model from outside must number its tokens as the corpus will."""
+    tokenizer = config.data.tokenizer
+    if shape.max_length < config.data.sequences.max_length:
         raise ConfigError(
-            f"{who}: the teacher {source} has {teacher.max_position_embeddings} positions, but "
-            f"data.sequences.max_length is {config.data.sequences.max_length}; shorten the sequences."
+            f"{who}: the model {source} has {shape.max_length} positions, but data.sequences.max_length is "
+            f"{config.data.sequences.max_length}; shorten the sequences."
         )
     if tokenizer.vocab is None:
         raise ConfigError(
-            f"{who}: the vocabulary would be trained on the corpus, but the teacher {source} has one of its own. Set "
-            "data.tokenizer.vocab to the teacher's vocab.txt."
+            f"{who}: the vocabulary would be trained on the corpus, but the model {source} has one of its own. Set "
+            "data.tokenizer.vocab to the model's vocabulary (its folder, or vocab.txt)."
         )
     ours = open_tokenizer(Path(tokenizer.vocab), tokenizer)
-    if ours.vocab_size != teacher.vocab_size:
+    if ours.vocab_size != shape.vocab_size:
         raise DataError(
-            f"{who}: the teacher {source} has {teacher.vocab_size} tokens, data.tokenizer.vocab ({tokenizer.vocab}) "
+            f"{who}: the model {source} has {shape.vocab_size} tokens, data.tokenizer.vocab ({tokenizer.vocab}) "
             f"{ours.vocab_size}; they must be the same vocabulary."
         )
-    if (Path(source) / "vocab.txt").is_file():
-        theirs = open_tokenizer(Path(source) / "vocab.txt", tokenizer)
+    if Path(source).is_dir() and any((Path(source) / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
+        theirs = open_tokenizer(Path(source), tokenizer)
         if theirs.hash != ours.hash:
             raise DataError(
-                f"{who}: data.tokenizer.vocab ({tokenizer.vocab}) and the teacher's vocabulary in {source} have the "
-                "same size but not the same tokens; set data.tokenizer.vocab to the teacher's vocab.txt."
+                f"{who}: data.tokenizer.vocab ({tokenizer.vocab}) and the vocabulary in {source} have the "
+                "same size but not the same tokens; set data.tokenizer.vocab to the model's own."
             )

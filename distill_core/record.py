@@ -1,29 +1,82 @@
-"""What a finished stage leaves: its model as a Hugging Face folder, and DONE.json."""
+"""What a finished stage leaves: its model as a Hugging Face folder, and DONE.json; and the best model on the way."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import output_error
 from data_prep.shards import sync
-from distill_core.build import Parts
-from distill_core.config import DistillStage
-from distill_core.evaluate.masked_lm import HeldOut
+from distill_core.build import Parts, Quality
 from distill_core.models import pretrained
+from distill_core.tasks import pretrained as task_models
+from distill_core.tasks.model import TaskModel
+
+
+class BestModel:
+    """With ``training.select: best``: STAGE/best/ holds the weights of the best evaluation so far."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.folder = parts.folder / "best"
+        self.wanted = parts.training.select == "best"
+        score = torch.full((1,), -float("inf") if parts.rank.is_first else 0.0, dtype=torch.float64)
+        if self.wanted and parts.rank.is_first and parts.first_step:
+            score[0] = (read_best(parts.folder) or {"score": score.item()})["score"]
+        self.score = float(
+            parts.rank.sum(score.to(parts.rank.device))
+        )  # the others add 0: all know what the first read
+
+    def consider(self, quality: Quality, done: int) -> None:
+        """Keep the weights if this evaluation is better than all before. Collective (all ranks hold one score)."""
+        if not self.wanted or quality.score <= self.score:
+            return
+        self.score = quality.score
+        weights = self.parts.engine.full_weights()
+        if not self.parts.rank.is_first:
+            return
+        facts = {"step": done, "score": quality.score, "evaluation": facts_of(quality)}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, self.folder / "weights.tmp")
+            os.replace(self.folder / "weights.tmp", self.folder / "weights.safetensors")
+            write_aside(self.folder / "best.json", facts)
+        except OSError as error:
+            raise output_error(self.folder, error) from error
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    path = folder / "best" / "best.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def facts_of(quality: Quality) -> dict[str, Any]:
+    assert is_dataclass(quality) and not isinstance(quality, type)
+    return asdict(quality)
 
 
 def write_model(parts: Parts, weights: dict[str, Tensor]) -> None:
+    """STAGE/model/: of the last step, or of the best evaluation."""
+    if parts.training.select == "best":
+        weights = load_file(parts.folder / "best" / "weights.safetensors")
     student = {n.removeprefix("student."): w for n, w in weights.items() if n.startswith("student.")}
-    folder = parts.folder / "model"
+    folder, model, tokenizer = parts.folder / "model", parts.student, parts.corpus.tokenizer_folder
     try:
-        pretrained.save(student, parts.student.config, parts.corpus.tokenizer_folder, folder)
+        if isinstance(model, TaskModel):
+            task_models.save(student, model.config, model.kind, model.labels, tokenizer, folder)
+        else:
+            pretrained.save(student, model.config, tokenizer, folder)
         for path in folder.iterdir():  # on the disk before DONE.json says so
             sync(path)
     except OSError as error:
@@ -38,35 +91,57 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     return done
 
 
-def write_done(parts: Parts, quality: HeldOut, seconds: float) -> None:
+def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
     """DONE.json: the stage is finished, and what came out of it."""
     stage, training = parts.stage, parts.training
-    sequences = training.steps * training.global_batch_size
-    split = parts.corpus.split("train")
-    tokens = int(sequences * (split.n_tokens / len(split) + 2))
+    best = read_best(parts.folder) if training.select == "best" else None
+    sequences = parts.steps * training.global_batch_size
+    tokens = int(sequences * mean_length(parts))
+    first = parts.teachers[0].encoder if parts.teachers else None
     facts = {
         "name": stage.name,
         "kind": stage.kind,
-        "steps": training.steps,
+        "steps": parts.steps,
+        "epochs": training.epochs,
         "sequences": sequences,
         "tokens": tokens,
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens * (1 - parts.first_step / training.steps) / max(seconds, 1e-9), 1),
-        "parameters": parts.student.config.parameters(),
+        "tokens_per_second": round(tokens * (1 - parts.first_step / parts.steps) / max(seconds, 1e-9), 1),
+        "parameters": parameters(parts.student),
         "pairs": parts.pairs,
-        "teacher": stage.teacher.source if isinstance(stage, DistillStage) else None,
-        "teacher_parameters": parts.teacher.encoder.config.parameters() if parts.teacher is not None else None,
+        "labels": parts.student.labels if isinstance(parts.student, TaskModel) else [],
+        "pooler": parts.student.config.pooler,
+        "teacher": stage.teacher[0].source if stage.kind == "distill" else None,
+        "teacher_parameters": None if first is None else parameters(first),
         "corpus_hash": parts.corpus.hash,
         "identity": parts.identity,
-        "evaluation": asdict(quality),
+        "evaluation": facts_of(quality) if best is None else best["evaluation"],
+        "selected_step": parts.steps if best is None else best["step"],
         "world_size": parts.rank.world_size,
         "precision": training.precision,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    aside = parts.folder / "DONE.json.tmp"
     try:
-        aside.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-        sync(aside)
-        os.replace(aside, parts.folder / "DONE.json")
+        write_aside(parts.folder / "DONE.json", facts)
     except OSError as error:
         raise output_error(parts.folder, error) from error
+
+
+def mean_length(parts: Parts) -> float:
+    """Tokens of a training sequence, with its special tokens."""
+    if parts.task is not None:
+        return parts.task.train.n_tokens / len(parts.task.train)
+    split = parts.corpus.split("train")
+    return split.n_tokens / len(split) + split.specials
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def write_aside(path: Path, facts: dict[str, Any]) -> None:
+    """Written whole or not at all."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)

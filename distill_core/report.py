@@ -59,6 +59,7 @@ def write_report(config: RunConfig, folder: Path) -> Path:
     outcome = read_outcome(config, folder)
     sections = [
         models(outcome),
+        tasks(outcome),
         chain(outcome),
         curves(outcome),
         speed(outcome),
@@ -129,6 +130,13 @@ def models(outcome: Outcome) -> Section:
         tables=[report_facts.models_table(outcome)],
         plots=[Plot(plot) for plot in plots if plot is not None],
     )
+
+
+def tasks(outcome: Outcome) -> Section:
+    if not outcome.tasks:
+        return Section("Tasks")
+    notes = ["Scores on the tasks' dev rows; step: the one whose model was kept."]
+    return Section("Tasks", notes, [report_evaluation.tasks_table(outcome)])
 
 
 def chain(outcome: Outcome) -> Section:

@@ -106,3 +106,29 @@ def _left_out(row: dict[str, Any]) -> str:
     if "skipped" in row:
         return "–"
     return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in row["unscored"].items()) or "0"
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def tasks_table(outcome: Outcome) -> Table:
+    """The models trained for tasks, with their scores on the dev rows."""
+    names = list(dict.fromkeys(name for found in outcome.tasks for name in found.scores))
+    rows = []
+    for found in outcome.tasks:
+        scores = [show(found.scores.get(name), "{:.4f}") for name in names]
+        facts = [f"{found.parameters:,}", f"{found.rows:,}", f"{found.selected_step:,}"]
+        rows.append([found.name, found.task, *facts, *scores, show(found.agreement, "{:.1%}")])
+        if found.teacher_scores is not None:
+            theirs = [show(found.teacher_scores.get(name), "{:.4f}") for name in names]
+            rows.append([f"its teacher {found.teacher}", found.task, *["–"] * 3, *theirs, "–"])
+    columns = [
+        "model",
+        "task",
+        "parameters",
+        "dev rows",
+        "step",
+        *(name.replace("_", " ") for name in names),
+        "agreement",
+    ]
+    return Table("", columns, rows, 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.loader import to_yaml
-from distill_core.config import DistillStage
+from distill_core.config import AugmentStage, DistillStage, TrainedStage, made_from
 from distill_core.model_card import describe_objective, teacher_name
 from distill_core.models.config import EncoderConfig
 from distill_core.outcome import Outcome, StageOutcome
@@ -45,8 +45,14 @@ def duration(seconds: float) -> str:
 
 def headline(outcome: Outcome) -> list[tuple[str, str]]:
     """(figure, what it is) pairs for the top of the page."""
-    first, last = outcome.models[0], outcome.models[-1]
     out: list[tuple[str, str]] = []
+    if outcome.tasks:
+        found = outcome.tasks[-1]
+        score = next(iter(found.scores.items()))
+        out.append((f"{score[1]:.4f}", f"{score[0].replace('_', ' ')} of {found.name} on {found.task}"))
+    if not outcome.models:
+        return out
+    first, last = outcome.models[0], outcome.models[-1]
     if last.parameters:
         out.append((f"{last.parameters / 1e6:.2f} M", f"parameters of {last.name}"))
         if first.parameters and first is not last:
@@ -65,7 +71,7 @@ def headline(outcome: Outcome) -> list[tuple[str, str]]:
 
 def closed(outcome: Outcome, loss: float | None) -> float | None:
     """How much of the way from the unigram baseline's loss to the first model's a model has gone."""
-    best = outcome.models[0].loss
+    best = outcome.models[0].loss if outcome.models else None
     if loss is None or best is None or outcome.unigram is None or outcome.unigram["loss"] <= best:
         return None
     return float((outcome.unigram["loss"] - loss) / (outcome.unigram["loss"] - best))
@@ -91,7 +97,7 @@ def missing(outcome: Outcome) -> list[str]:
 
 
 def models_table(outcome: Outcome) -> Table:
-    first = outcome.models[0]
+    first = outcome.models[0] if outcome.models else None
     columns = ["model", "parameters", "ratio", "on disk", "loss", "accuracy", "teacher's gain", "agreement", "speed-up"]
     rows = []
     if outcome.unigram is not None:
@@ -99,7 +105,9 @@ def models_table(outcome: Outcome) -> Table:
         rows.append(["unigram baseline", "–", "–", "–", *quality, "0%", "–", "–"])
     speeds = latency_at(outcome)
     for model in outcome.models:
-        ratio = model.parameters / first.parameters if model.parameters and first.parameters else None
+        ratio = (
+            model.parameters / first.parameters if first is not None and model.parameters and first.parameters else None
+        )
         size = model.bytes_on_disk / 1e6 if model.bytes_on_disk else None
         rows.append(
             [
@@ -154,14 +162,25 @@ def chain_tables(outcome: Outcome) -> Iterator[Table]:
 def shape(stage: StageOutcome, vocab_size: int | None) -> list[str]:
     """Cells: the model's shape, how it begins, its objective."""
     config = stage.stage
-    student = config.student.model if isinstance(config, DistillStage) else config.model
-    resolved = student.resolve(vocab_size or 1)
-    begins = "random"
-    if isinstance(config, DistillStage) and config.student.init.kind == "teacher_layers":
-        layers = ", ".join(map(str, config.student.init.layers))
-        begins = f"teacher layers {layers} (0-based)"
-        begins += " and embeddings" if config.student.init.embeddings else ""
-    return [describe_shape(resolved, student.preset), begins, "; ".join(describe_objective(stage))]
+    if isinstance(config, AugmentStage):
+        return [f"{config.augment.copies} more rows for each row of {config.task}", config.model, "–"]
+    given, source = made_from(config)
+    size = describe_shape(given.resolve(vocab_size or 1), given.preset) if given is not None else f"that of {source}"
+    return [size, describe_start(config), "; ".join(describe_objective(stage))]
+
+
+def describe_start(stage: TrainedStage) -> str:
+    """Where the weights come from."""
+    _, source = made_from(stage)
+    if source is not None:
+        return f"the weights of {source}"
+    if not isinstance(stage, DistillStage) or stage.student.init.kind == "random":
+        return "random"
+    init = stage.student.init
+    if init.kind == "svd":
+        return "the teacher made narrower (SVD)"
+    layers = init.layers if isinstance(init.layers, str) else ", ".join(map(str, init.layers))
+    return f"teacher layers {layers} (0-based)" + (" and embeddings" if init.embeddings else "")
 
 
 def describe_shape(model: EncoderConfig, preset: str | None) -> str:
@@ -173,11 +192,14 @@ def describe_shape(model: EncoderConfig, preset: str | None) -> str:
 
 
 def settings(stage: StageOutcome) -> list[str]:
+    if isinstance(stage.stage, AugmentStage):
+        return [stage.name, stage.state, *["–"] * 6]
     training = stage.stage.training
+    steps = stage.done["steps"] if stage.done is not None else training.steps
     return [
         stage.name,
         stage.state,
-        f"{training.steps:,}",
+        f"{steps:,}" if steps is not None else f"{training.epochs:g} epochs",
         f"{training.global_batch_size:,} sequences",
         f"{training.optimizer.learning_rate:g}",
         f"{training.optimizer.warmup:.0%}",
@@ -213,7 +235,7 @@ def throughput_table(outcome: Outcome) -> Table:
     rows = []
     for stage in outcome.stages:
         done = stage.done
-        if done is None:
+        if done is None or isinstance(stage.stage, AugmentStage):
             continue
         memory = [row["memory/gigabytes"] for row in stage.metrics if "memory/gigabytes" in row]
         waits = [r["data/wait_seconds"] / r["speed/step_seconds"] for r in stage.metrics if r.get("speed/step_seconds")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from configs.errors import ConfigError, ZhengliuError
 from configs.loader import load
 from data_prep.corpus import Corpus
-from distill_core.config import DistillStage, RunConfig
+from distill_core.config import RunConfig, sources
 from distill_core.engine import Rank, rank_number, start_ranks, stop_ranks
 from distill_core.finish import finish_run
 from distill_core.record import read_done
@@ -30,21 +30,21 @@ def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
     for index, stage in enumerate(config.stages):
         if only is None or stage.name == only:
             current_stage.name = stage.name
-            check_teacher_is_ready(config, index)
+            check_sources_are_ready(config, index)
             run_stage(config, index, corpus, rank)
     return all(read_done(config.stage_folder(i)) is not None for i in range(len(config.stages)))
 
 
-def check_teacher_is_ready(config: RunConfig, index: int) -> None:
+def check_sources_are_ready(config: RunConfig, index: int) -> None:
+    """Raise :class:`ConfigError` when an earlier stage that this one starts from has not finished."""
     stage = config.stages[index]
-    if not isinstance(stage, DistillStage):
-        return
-    earlier = config.stage_index(stage.teacher.source)
-    if earlier is not None and read_done(config.stage_folder(earlier)) is None:
-        raise ConfigError(
-            f"Stage {stage.name!r} takes the model of stage {stage.teacher.source!r} as its teacher, and that one is "
-            "not finished. Run it first (without --only, stages run in order)."
-        )
+    for source in sources(stage):
+        earlier = config.stage_index(source)
+        if earlier is not None and read_done(config.stage_folder(earlier)) is None:
+            raise ConfigError(
+                f"Stage {stage.name!r} starts from stage {source!r}, and that one is not finished. Run it first "
+                "(without --only, stages run in order)."
+            )
 
 
 class current_stage:

@@ -1,4 +1,4 @@
-"""One stage: builds its objects, then the training loop, top to bottom."""
+"""One stage of training: the loop, read top to bottom, and what surrounds it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
 from distill_core import checkpoint
 from distill_core.batch import COUNTS, Batch, Count
-from distill_core.build import Parts, build, teacher_source
-from distill_core.config import DistillStage, RunConfig, TrainingConfig
-from distill_core.data import held_out_batches
+from distill_core.build import Parts, Quality, build
+from distill_core.config import AnyStage, AugmentStage, PretrainStage, RunConfig, sources
 from distill_core.engine import Rank, check_finite
-from distill_core.evaluate.masked_lm import HeldOut, evaluate
 from distill_core.features import Features
 from distill_core.meter import Meter
 from distill_core.models import pretrained
-from distill_core.record import read_done, write_done, write_model
+from distill_core.record import BestModel, read_done, write_done, write_model
+from distill_core.tasks.stage import run_augment
+from distill_core.training import TrainingConfig
 
 # ---------------------------------------------------------------- the loop
 
 
-def train(parts: Parts) -> HeldOut:
+def train(parts: Parts) -> Quality:
     """The training loop: from the first step that is not done to the last; returns the final evaluation."""
-    training, rank, engine, teacher = parts.training, parts.rank, parts.engine, parts.teacher
-    meter = Meter(rank)
-    quality: HeldOut | None = None
+    training, rank, engine, steps = parts.training, parts.rank, parts.engine, parts.steps
+    meter, best = Meter(rank), BestModel(parts)
+    quality: Quality | None = None
     engine.train()
-    for step, wait in parts.loader.steps(parts.first_step, training.steps):
+    for step, wait in parts.loader.steps(parts.first_step, steps):
         done = step.number + 1
-        last_step = done == training.steps
+        last_step = done == steps
         seed_step(parts, step.number)
         batches = [batch.to(rank.device) for batch in step.batches]
         counts = global_counts(batches, rank)
         for batch in batches:
-            targets = teacher(batch) if teacher is not None else Features()
-            losses = engine(batch, targets, counts, step.number / training.steps)
+            targets = [teacher(batch) for teacher in parts.teachers] or [Features()]
+            losses = engine(batch, targets, counts, step.number / steps)
             engine.backward(losses.total, last=batch is batches[-1])
             meter.add(losses)
-        rate = learning_rate(training, step.number)
-        engine.step(rate)
+        rate = learning_rate(training, step.number, steps)
+        engine.step(rate, step.number)
         meter.end_step(counts, wait)
 
         if last_step or done % training.log_every == 0:
@@ -59,13 +59,14 @@ def train(parts: Parts) -> HeldOut:
             check_finite(row["loss/total"], "loss", parts.stage.name, done)
             report(parts, done, row)
         if last_step or done % training.evaluate_every == 0:
-            quality = measure(parts)
+            quality = parts.measure()
+            best.consider(quality, done)
             report_quality(parts, done, quality)
             meter.restart_clock()
         if last_step or done % training.checkpoint_every == 0:
             checkpoint.save(parts.folder / "checkpoints", done, engine, parts.identity, rank, training.keep_last)
             meter.restart_clock()
-    return quality if quality is not None else measure(parts)
+    return quality if quality is not None else parts.measure()
 
 
 def seed_step(parts: Parts, step: int) -> None:
@@ -82,28 +83,18 @@ def global_counts(batches: list[Batch], rank: Rank) -> dict[Count, Tensor]:
     return dict(zip(COUNTS, total.unbind(), strict=True))
 
 
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up over the first ``warmup`` share of the steps, then linear decay to 0 after the last."""
-    warm = math.ceil(training.optimizer.warmup * training.steps)
+def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
+    """Linear warm-up over the first ``warmup`` share of the steps, then the decay (to 0 after the last step)."""
+    optimizer = training.optimizer
+    warm = math.ceil(optimizer.warmup * steps)
+    left = (steps - step) / max(1, steps - warm)
     if step < warm:
         share = (step + 1) / warm
+    elif optimizer.decay == "none":
+        share = 1.0
     else:
-        share = (training.steps - step) / max(1, training.steps - warm)
-    return training.optimizer.learning_rate * share
-
-
-def measure(parts: Parts) -> HeldOut:
-    loader = parts.loader
-    batches = held_out_batches(
-        parts.corpus.split("held_out"),
-        parts.training.evaluate_sequences,
-        parts.config.seed,
-        loader.micro_batch_tokens,
-        loader.rank,
-        loader.world_size,
-        loader.kernel,
-    )
-    return evaluate(parts.student, parts.teacher, batches, parts.rank)
+        share = left if optimizer.decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return optimizer.learning_rate * share
 
 
 def report(parts: Parts, done: int, row: dict[str, float]) -> None:
@@ -112,19 +103,10 @@ def report(parts: Parts, done: int, row: dict[str, float]) -> None:
         parts.monitor.progress(done, row["loss/total"], row["speed/tokens_per_second"])
 
 
-def report_quality(parts: Parts, done: int, quality: HeldOut) -> None:
-    if parts.monitor is None:
-        return
-    row = {"eval/student_loss": quality.student.loss, "eval/student_accuracy": quality.student.accuracy}
-    text = f"held-out after step {done}: loss {quality.student.loss:.4f}, accuracy {quality.student.accuracy:.1%}"
-    if quality.teacher is not None and quality.agreement is not None:
-        row |= {"eval/teacher_loss": quality.teacher.loss, "eval/teacher_accuracy": quality.teacher.accuracy}
-        row["eval/agreement"] = quality.agreement
-        text += (
-            f" (teacher {quality.teacher.loss:.4f}, {quality.teacher.accuracy:.1%}; agreement {quality.agreement:.1%})"
-        )
-    parts.monitor.scalars(done, row)
-    parts.monitor.line(text)
+def report_quality(parts: Parts, done: int, quality: Quality) -> None:
+    if parts.monitor is not None:
+        parts.monitor.scalars(done, quality.scalars())
+        parts.monitor.line(f"after step {done}: {quality.sentence()}")
 
 
 # ---------------------------------------------------------------- the end of a stage
@@ -133,29 +115,59 @@ def report_quality(parts: Parts, done: int, quality: HeldOut) -> None:
 def stage_identity(config: RunConfig, index: int, corpus: Corpus) -> dict[str, Any]:
     """What makes this stage this stage; a change of any of it refuses to resume."""
     stage = config.stages[index]
-    identity = {"seed": config.seed, "stage": identity_of(stage), "corpus": corpus.hash}
-    if isinstance(stage, DistillStage):
-        source = teacher_source(config, stage)
-        weights = [path for name in pretrained.WEIGHTS if (path := Path(source) / name).is_file()]
-        identity["teacher"] = file_hash(weights[0]) if weights else source
+    identity: dict[str, Any] = {"seed": config.seed, "stage": identity_of(stage), "corpus": corpus.hash}
+    for name in sources(stage):
+        identity.setdefault("sources", {})[name] = source_hash(config, name)
+    if not isinstance(stage, PretrainStage) and stage.task is not None:
+        task = config.tasks[stage.task]
+        files = {part: file_hash(Path(path)) for part, path in (("train", task.train), ("dev", task.dev))}
+        identity["task"] = {**identity_of(task), **files}
     return identity
 
 
+def source_hash(config: RunConfig, name: str) -> str:
+    """Of the weights or rows that an earlier stage, a folder or a hub name stands for."""
+    index = config.stage_index(name)
+    folder = Path(config.model_source(name))
+    files = [folder / weights for weights in pretrained.WEIGHTS]
+    if index is not None:
+        files.append(config.stage_folder(index) / "rows.jsonl")
+    return next((file_hash(path) for path in files if path.is_file()), name)
+
+
 def run_stage(config: RunConfig, index: int, corpus: Corpus, rank: Rank) -> None:
-    """Train a stage to its end (or find that it is done) and leave its model as a Hugging Face folder."""
-    folder = config.stage_folder(index)
+    """Carry a stage to its end (or find that it is done): a model as a Hugging Face folder, or rows of a task."""
+    folder, stage = config.stage_folder(index), config.stages[index]
     identity = stage_identity(config, index, corpus)
     done = read_done(folder)
     if done is not None:
-        what = f"The finished stage {config.stages[index].name!r} ({folder})"
+        what = f"The finished stage {stage.name!r} ({folder})"
         checkpoint.check_identity(done["identity"], identity, what)
-        if done["steps"] >= config.stages[index].training.steps:
+        if not wants_more(stage, done):
             if rank.is_first:
-                print(f"stage {config.stages[index].name} is finished; skipped", flush=True)
+                print(f"stage {stage.name} is finished; skipped", flush=True)
             return
         rank.barrier()  # everyone has read it
-        if rank.is_first:  # more steps are wanted now: it goes on from its last checkpoint
+        if rank.is_first:  # it goes on from its last checkpoint
             (folder / "DONE.json").unlink()
+    if isinstance(stage, AugmentStage):
+        run_augment(config, index, identity, rank)
+    else:
+        train_stage(config, index, corpus, rank, identity)
+
+
+def wants_more(stage: AnyStage, done: dict[str, Any]) -> bool:
+    """Whether a finished stage is now asked for more steps than it has taken."""
+    if isinstance(stage, AugmentStage):
+        return False
+    if stage.training.epochs is not None:
+        return bool(done["epochs"] != stage.training.epochs)
+    assert stage.training.steps is not None
+    return bool(done["steps"] < stage.training.steps)
+
+
+def train_stage(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: dict[str, Any]) -> None:
+    """From the first step that is not done to the last; then the model and DONE.json."""
     began = time.monotonic()
     parts = build(config, index, corpus, rank, identity)
     quality = train(parts)

@@ -6,9 +6,8 @@ backward pass costs twice the forward; embeddings look up and cost nothing.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +17,22 @@ from data_prep.config import DataConfig
 from data_prep.corpus import Corpus
 from data_prep.readers import open_sources
 from distill_core import preflight
-from distill_core.config import DistillStage, RunConfig, TrainingConfig
+from distill_core.config import (
+    AugmentStage,
+    DistillStage,
+    FinetuneStage,
+    PretrainStage,
+    RunConfig,
+    TeacherConfig,
+    TrainedStage,
+    made_from,
+)
+from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig, ModelConfig, presets
-from distill_core.objective import Objective
+from distill_core.models.layer_choice import chosen_layers
+from distill_core.tasks.rows import RowCounts, read_rows
+from distill_core.training import TrainingConfig
 
 BYTES_PER_TOKEN = 3.05
 """UTF-8 Chinese in WordPiece, JSON lines or text; 3.02 and 3.04 on two of our corpora."""
@@ -107,7 +118,8 @@ def make_plan(config: RunConfig, ranks: int) -> Plan:
         DataError: the prepared data is damaged.
     """
     data = measure(config)
-    stages = [plan_stage(config, index, data, ranks) for index in range(len(config.stages))]
+    indices = [i for i, stage in enumerate(config.stages) if not isinstance(stage, AugmentStage)]
+    stages = [plan_stage(config, index, data, ranks) for index in indices]
     return Plan(config.name, ranks, data, shard_bytes(config.data, data), stages)
 
 
@@ -120,7 +132,7 @@ def measure(config: RunConfig) -> Data:
     if (folder / "manifest.json").is_file():
         corpus = Corpus.open(folder)
         split = corpus.split("train")
-        tokens = split.n_tokens + 2 * len(split)
+        tokens = split.n_tokens + split.specials * len(split)
         return Data(tokens, len(split), tokens / len(split), corpus.vocab_size, True)
     problems = []
     try:
@@ -142,7 +154,7 @@ def measure(config: RunConfig) -> Data:
 
 def published_vocabulary(config: RunConfig) -> int | None:
     """The vocabulary of the first teacher whose shape is said by a preset."""
-    shapes = [stage.teacher.shape for stage in config.stages if isinstance(stage, DistillStage)]
+    shapes = [teacher.shape for stage in config.stages if isinstance(stage, DistillStage) for teacher in stage.teacher]
     return next((s.resolve().vocab_size for s in shapes if s is not None and s.preset is not None), None)
 
 
@@ -171,40 +183,46 @@ def shard_bytes(data: DataConfig, counted: Data) -> float | None:
 # ---------------------------------------------------------------- models
 
 
-def teacher_shape(config: RunConfig, stage: DistillStage, vocab_size: int) -> EncoderConfig:
+def source_shape(config: RunConfig, stage: TrainedStage, source: str, vocab_size: int) -> EncoderConfig:
     """From `teacher.shape`, an earlier stage, a local config.json, or a preset of the same name."""
-    source = stage.teacher.source
-    if stage.teacher.shape is not None:
-        return stage.teacher.shape.resolve(None if stage.teacher.shape.preset else vocab_size)
+    teachers = stage.teacher if isinstance(stage, DistillStage) else []
+    said = next((t.shape for t in teachers if t.source == source and t.shape is not None), None)
+    if said is not None:
+        return said.resolve(None if said.preset else vocab_size)
     earlier = config.stage_index(source)
     if earlier is not None:
-        return preflight.student_shape(config, earlier, vocab_size)
+        return stage_shape(config, earlier, vocab_size)
     local = Path(source) / "config.json"
     if local.is_file():
-        return local_shape(local)
+        return pretrained.read_config(source, f"stage {stage.name!r}", weights=False)
     preset = source.rsplit("/", 1)[-1].removeprefix("chinese-")
     if preset in presets():
         return ModelConfig(preset=preset).resolve()
     raise ConfigError(
-        f"stage {stage.name!r}: the shape of the teacher {source!r} is not at hand, and `plan` uses no network. Say it "
-        f"with stages.{stage.name}.teacher.shape.preset=NAME (one of {', '.join(presets())})."
+        f"stage {stage.name!r}: the shape of the model {source!r} is not at hand, and `plan` uses no network. Say it "
+        f"in the run file, as teacher: {{source: {source}, shape: {{preset: NAME}}}} (one of {', '.join(presets())})."
     )
 
 
-def local_shape(path: Path) -> EncoderConfig:
-    """A model's ``config.json``; its weights need not be there."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return EncoderConfig.model_validate({k: v for k, v in fields.items() if k in EncoderConfig.model_fields})
-    except (OSError, ValueError) as error:
-        return pretrained.read_config(str(path.parent), f"teacher ({error.__class__.__name__} in {path})")
+def stage_shape(config: RunConfig, index: int, vocab_size: int) -> EncoderConfig:
+    """Of the model that a stage makes."""
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    given, source = made_from(stage)
+    if given is not None:
+        return given.resolve(vocab_size)
+    assert source is not None
+    return source_shape(config, stage, source, vocab_size)
 
 
 def forward_flops(model: EncoderConfig, mean_length: float, masked: float) -> float:
     """One token's forward pass; ``masked``: the share of tokens at which the vocabulary's logits are computed."""
-    h, f = model.hidden_size, model.intermediate_size
-    layer = 2 * (4 * h * h + 2 * h * f) + 4 * h * mean_length
-    head = 2 * (h * h + h * model.vocab_size)
+    if model.bottleneck is None:
+        matrices = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.intermediate_size
+    else:
+        matrices = model.layer_parameters()  # the biases among them hardly count
+    layer = 2 * matrices + 4 * model.attention_size * mean_length
+    head = 2 * model.prediction_size * (model.hidden_size + model.vocab_size)
     return model.num_hidden_layers * layer + masked * head
 
 
@@ -214,20 +232,24 @@ def forward_flops(model: EncoderConfig, mean_length: float, masked: float) -> fl
 def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePlan:
     """One stage's costs."""
     stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
     training = stage.training
-    student = preflight.student_shape(config, index, data.vocab_size)
-    teacher, projections, pairs, init = None, 0, [], []
+    student = stage_shape(config, index, data.vocab_size)
+    teachers = []
     if isinstance(stage, DistillStage):
-        teacher = teacher_shape(config, stage, data.vocab_size)
-        projections = projection_parameters(stage, student, teacher)
+        teachers = [(t, source_shape(config, stage, t.source, data.vocab_size)) for t in stage.teacher]
+    teacher = teachers[0][1] if teachers else None
+    projections = projection_parameters(stage, student, teachers)
+    pairs = []
+    if teacher is not None:
         depths = (teacher.num_hidden_layers, student.num_hidden_layers)
         pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs(*depths)]
-        init = stage.student.init.layers
+    data = data if isinstance(stage, PretrainStage) or stage.task is None else task_data(config, stage, data)
     rate = config.data.masks.rate
     flops = 3 * forward_flops(student, data.mean_length, rate) + 3 * 2 * projections
-    if teacher is not None:
-        flops += forward_flops(teacher, data.mean_length, rate)
-    sequences = training.steps * training.global_batch_size
+    flops += sum(forward_flops(shape, data.mean_length, rate) for _, shape in teachers)
+    steps = training.total_steps(data.sequences)
+    sequences = steps * training.global_batch_size
     micro_steps = max(
         1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens))
     )
@@ -238,33 +260,59 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         kind=stage.kind,
         student=student,
         teacher=teacher,
-        teacher_source=stage.teacher.source if isinstance(stage, DistillStage) else None,
+        teacher_source=", ".join(t.source for t, _ in teachers) or None,
         projections=projections,
         pairs=pairs,
-        init_layers=init,
-        steps=training.steps,
+        init_layers=init_layers(stage, student, teacher),
+        steps=steps,
         sequences=sequences,
         tokens=sequences * data.mean_length,
         epochs=sequences / data.sequences if data.sequences else None,
         micro_steps=micro_steps,
         flops_per_token=flops,
-        memory=memory(student, teacher, trained, training, tokens_at_once, rate, ranks),
+        memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
     )
 
 
-def projection_parameters(stage: DistillStage, student: EncoderConfig, teacher: EncoderConfig) -> int:
-    """Counted on an objective without memory; building it also checks its layers and widths."""
+def init_layers(stage: TrainedStage, student: EncoderConfig, teacher: EncoderConfig | None) -> list[int]:
+    """The teacher layer (0-based) that each student layer begins as; [] when none does, or weights decide."""
+    if not isinstance(stage, DistillStage) or teacher is None or not stage.student.init.layers:
+        return []
+    depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+    return chosen_layers(stage.student.init.layers, *depths, f"stage {stage.name!r}") or []
+
+
+def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data) -> Data:
+    """The rows of a task, their length estimated from their characters."""
+    assert stage.task is not None
+    task = config.tasks[stage.task]
+    rows = read_rows(Path(task.train), task.kind, RowCounts(), task.columns)
+    copies = 1
+    if stage.rows is not None:
+        made = config.stages[config.stage_index(stage.rows) or 0]
+        assert isinstance(made, AugmentStage)
+        copies += made.augment.copies
+    sizes = [len(row.text_a) + len(row.text_b or "") + 3 for row in rows]
+    length = sum(min(size, task.max_length) for size in sizes) / len(sizes)
+    sequences = len(rows) * copies
+    return replace(data, tokens=round(length * sequences), sequences=sequences, mean_length=length, exact=False)
+
+
+def projection_parameters(
+    stage: TrainedStage, student: EncoderConfig, teachers: list[tuple[TeacherConfig, EncoderConfig]]
+) -> int:
+    """Counted on objectives without memory; building them also checks their layers and widths."""
     try:
         with torch.device("meta"):
-            return sum(p.numel() for p in Objective(stage.objective, student, teacher).parameters())
+            return sum(p.numel() for o in objectives(stage, student, teachers) for p in o.parameters())
     except ConfigError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
 
 
 def memory(
     student: EncoderConfig,
-    teacher: EncoderConfig | None,
+    teachers: list[EncoderConfig],
     trained: int,
     training: TrainingConfig,
     tokens: float,
@@ -280,13 +328,13 @@ def memory(
     zero, word = training.zero_stage, 2 if training.precision == "bf16" else 4
     h, f = student.hidden_size, student.intermediate_size
     rows = tokens * masked
-    teacher_logits = 0.0 if teacher is None else teacher.vocab_size * rows * (word + 4)
-    passing = 0.0 if teacher is None else tokens * word * (6 * teacher.hidden_size + 2 * teacher.intermediate_size)
+    teacher_logits = sum(t.vocab_size * rows * (word + 4) for t in teachers)
+    passing = max((tokens * word * (6 * t.hidden_size + 2 * t.intermediate_size) for t in teachers), default=0.0)
     return Memory(
         weights=word * trained / (ranks if zero == 3 else 1),
         gradients=4.0 * trained / (ranks if zero >= 2 else 1),
         optimizer=8.0 * trained if zero == 0 else 12.0 * trained / ranks,
-        teacher=0.0 if teacher is None else float(word * teacher.parameters()),
+        teacher=float(sum(word * t.parameters() for t in teachers)),
         activations=tokens * word * student.num_hidden_layers * (11 * h + 2 * f) + passing,
         logits=student.vocab_size * rows * (word + 3 * 4) + teacher_logits,
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_core.config import RunConfig
+from distill_core.config import RunConfig, trained
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
@@ -145,7 +145,7 @@ def probe(stage: StagePlan, config: RunConfig) -> Speed:
     On a CPU with one thread, times the cores: several threads wait for each other when the machine is busy.
     """
     model = stage.teacher if stage.teacher is not None else stage.student
-    training = next(s.training for s in config.stages if s.name == stage.name)
+    training = next(s.training for s in trained(config.stages) if s.name == stage.name)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32

@@ -105,10 +105,10 @@ def load_tokenizer(model: Path | str, vocab_size: int) -> Any:
 def _encode(tokenizer: Any, sentence: str, model: Encoder, source: Path | str) -> list[int]:
     # Special tokens of a tokenizer from elsewhere may be written otherwise (<mask>); the user always writes [MASK].
     ids: list[int] = tokenizer(sentence.replace(MASK, tokenizer.mask_token))["input_ids"]
-    if len(ids) > model.config.max_position_embeddings:
+    if len(ids) > model.config.max_length:
         raise ConfigError(
             f"The sentence {sentence[:40]!r}... has {len(ids)} tokens, but {source} takes at most "
-            f"{model.config.max_position_embeddings}; shorten it."
+            f"{model.config.max_length}; shorten it."
         )
     if ids.count(tokenizer.mask_token_id) != 1:
         raise DataError(f"The tokenizer of {source} does not turn {tokenizer.mask_token} into its mask token.")

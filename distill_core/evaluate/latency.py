@@ -66,7 +66,7 @@ def compare(models: Mapping[str, Encoder], config: EvaluationConfig, max_length:
         the rows of :func:`measure` with "model" and "speedup" (the first model's median over this one's: 2.0 is twice
         as fast), by batch size, length and model.
     """
-    positions = [model.config.max_position_embeddings for model in models.values()]
+    positions = [model.config.max_length for model in models.values()]
     lengths = sorted({min(length, max_length, *positions) for length in config.latency_lengths})
     return _side_by_side(models, sorted(set(config.latency_batch_sizes)), lengths, config.latency_repeats)
 

@@ -32,6 +32,24 @@ class HeldOut:
     agreement: float | None
     masked_tokens: int
 
+    @property
+    def score(self) -> float:
+        """Higher is better."""
+        return -self.student.loss
+
+    def scalars(self) -> dict[str, float]:
+        found = {"eval/student_loss": self.student.loss, "eval/student_accuracy": self.student.accuracy}
+        if self.teacher is not None and self.agreement is not None:
+            found |= {"eval/teacher_loss": self.teacher.loss, "eval/teacher_accuracy": self.teacher.accuracy}
+            found["eval/agreement"] = self.agreement
+        return found
+
+    def sentence(self) -> str:
+        text = f"held-out loss {self.student.loss:.4f}, accuracy {self.student.accuracy:.1%}"
+        if self.teacher is not None:
+            text += f" (teacher {self.teacher.loss:.4f}, {self.teacher.accuracy:.1%}; agreement {self.agreement:.1%})"
+        return text
+
 
 @torch.no_grad()
 def evaluate(student: Encoder, teacher: Teacher | None, batches: Iterable[Batch], rank: Rank) -> HeldOut:

@@ -28,6 +28,8 @@ WEIGHTS = (
 TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -131,7 +133,7 @@ def _their_weights(source: str, family: Family, who: str) -> tuple[dict[str, Ten
     """The state dict of transformers' model of ``source``, and the names in it that the source did not hold."""
     from transformers.utils import logging
 
-    _no_progress_bars()
+    no_progress_bars()
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is said here
     try:
@@ -172,7 +174,7 @@ def save(state: dict[str, Tensor], config: EncoderConfig, tokenizer: Path, folde
     """
     from transformers import AutoConfig
 
-    _no_progress_bars()
+    no_progress_bars()
     family = config.kin
     model = _masked_lm(family, config.pooler)(AutoConfig.for_model(config.family, **family.settings(config)))
     result = model.load_state_dict({family.theirs(name): value for name, value in state.items()}, strict=False)
@@ -192,7 +194,7 @@ def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def _no_progress_bars() -> None:
+def no_progress_bars() -> None:
     """A bar a file would fill rank 0's log, which is a file."""
     from transformers.utils import logging
 

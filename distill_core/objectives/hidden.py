@@ -1,9 +1,11 @@
-"""Losses on hidden states."""
+"""Losses between hidden states of pairs of layers, token by token. All in fp32 (fp64 is kept)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from typing import ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill_core.batch import Batch
@@ -12,10 +14,14 @@ from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
 from distill_core.objectives.layers import LayerMap, layer_pairs
 from distill_core.objectives.projection import ProjectionName, Projections
+from distill_core.objectives.tiles import wide
 
 
 class MatchConfig(TermConfig):
     """A loss between hidden states of pairs of layers."""
+
+    embeddings: ClassVar[bool] = True
+    """Whether layer 0 can be matched, and is by the named maps."""
 
     layers: LayerMap
     """(teacher, student) pairs, 0 = the embedding output, i = the output of layer i; or the name of a map."""
@@ -25,11 +31,15 @@ class MatchConfig(TermConfig):
     """One map for all pairs, as in TinyBERT's code, instead of one for each."""
 
     def pairs(self, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-        return layer_pairs(self.layers, teacher_layers, student_layers, self.kind, embeddings=True)
+        return layer_pairs(self.layers, teacher_layers, student_layers, self.kind, self.embeddings)
 
 
 class HiddenMatch(Term):
-    """What the losses between hidden states have in common: the pairs, the projections, the requests."""
+    """What the losses between hidden states have in common: the pairs, the projections, the requests.
+
+    Raises:
+        ConfigError: a layer is out of range, or ``projection: none`` between different widths.
+    """
 
     def __init__(self, config: MatchConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
@@ -53,12 +63,22 @@ class HiddenMatch(Term):
     def names(self) -> list[str]:
         return [f"{self.kind}/{t}-{s}" for t, s in self.pairs]
 
-    def matched(self, student: Features, teacher: Features) -> list[tuple[str, Tensor, Tensor]]:
-        """(name, projected student [N, H_T], teacher [N, H_T]) of each pair, in fp32."""
-        return [
-            (name, self.project(match, student.hidden[s]).float(), teacher.hidden[t].float())
-            for match, (name, (t, s)) in enumerate(zip(self.names(), self.pairs, strict=True))
-        ]
+    def rows(self, batch: Batch) -> Tensor | None:
+        """int64, the rows of the stream that are compared; None: all of them."""
+        return None
+
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        rows, sums = self.rows(batch), {}
+        for match, (name, (t, s)) in enumerate(zip(self.names(), self.pairs, strict=True)):
+            mine, theirs = student.hidden[s], teacher.hidden[t]
+            if rows is not None:
+                mine, theirs = mine[rows], theirs[rows]
+            sums[name] = self.compare(wide(self.project(match, mine)), wide(theirs))
+        return sums
+
+    @abstractmethod
+    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """The sum over rows of the projected student [rows, H_T] against the teacher [rows, H_T]: a scalar."""
 
 
 class HiddenMseConfig(MatchConfig):
@@ -67,17 +87,66 @@ class HiddenMseConfig(MatchConfig):
 
 @OBJECTIVES.add("hidden_mse")
 class HiddenMse(HiddenMatch):
-    """For each pair (t, s): mean over real tokens and teacher width of (W h_S[s] + b - h_T[t])², in fp32.
+    """For each pair (t, s): mean over real tokens and teacher width of (W h_S[s] + b - h_T[t])².
 
     Source: TextBrewer ``hid_mse_loss`` with independent linear projections (weights N(0, 0.02), bias 0) on
     the student, as MiniRBT uses it (arXiv 2304.00717); on real tokens, of which a token stream has no others.
+    TinyBERT's (arXiv 1909.10351, eq. 8-9) with ``projection: linear`` and ``shared_projection: true``.
     """
 
     Config = HiddenMseConfig
     count = "tokens"
 
-    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return {
-            name: (mine - theirs).square().sum() / theirs.shape[-1]
-            for name, mine, theirs in self.matched(student, teacher)
-        }
+    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        return (mine - theirs).square().sum() / theirs.shape[-1]
+
+
+def direction_distance(mine: Tensor, theirs: Tensor) -> Tensor:
+    """The sum over rows of |u - v|² = 2 (1 - cos), u and v the rows at length 1: exactly 0 for equal rows."""
+    return (F.normalize(mine, dim=-1) - F.normalize(theirs, dim=-1)).square().sum()
+
+
+class HiddenCosineConfig(MatchConfig):
+    kind: Literal["hidden_cosine"]
+    layers: LayerMap = "last"
+
+
+@OBJECTIVES.add("hidden_cosine")
+class HiddenCosine(HiddenMatch):
+    """For each pair (t, s): mean over real tokens of 1 - cos(h_S[s], h_T[t]).
+
+    Source: DistilBERT (arXiv 1910.01108), its cosine embedding loss on the last hidden states; the projection for
+    students of another width is TextBrewer's. Computed as half the squared distance of the normalised vectors.
+    """
+
+    Config = HiddenCosineConfig
+    count = "tokens"
+
+    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        return direction_distance(mine, theirs) / 2
+
+
+class PkdConfig(MatchConfig):
+    embeddings: ClassVar[bool] = False
+
+    kind: Literal["pkd"]
+    layers: LayerMap
+    """The paper leaves the last layers out. For 12 and 6: PKD-Skip [[2, 1], [4, 2], [6, 3], [8, 4], [10, 5]],
+    PKD-Last [[7, 1], [8, 2], [9, 3], [10, 4], [11, 5]]."""
+
+
+@OBJECTIVES.add("pkd")
+class Pkd(HiddenMatch):
+    """For each pair (t, s): mean over sequences of |h_S / |h_S| - h_T / |h_T||², h the first token's hidden state.
+
+    Source: Patient knowledge distillation (arXiv 1908.09355), eq. 7; TextBrewer ``pkd_loss``.
+    """
+
+    Config = PkdConfig
+    count = "sequences"
+
+    def rows(self, batch: Batch) -> Tensor:
+        return batch.layout.starts
+
+    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        return direction_distance(mine, theirs)

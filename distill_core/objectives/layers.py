@@ -76,5 +76,5 @@ def _named(name: str, m: int, teacher: int, student: int, who: str) -> int:
 def _check(model: str, layer: int, depth: int, who: str, lowest: int) -> None:
     if not lowest <= layer <= depth:
         first = "0 (embeddings)" if lowest == 0 else "1"
-        hint = " Layer 0 is the embedding output, which has no attention." if lowest == 1 and layer == 0 else ""
+        hint = f" Layer 0 is the embedding output, which {who} does not compare." if lowest == 1 and layer == 0 else ""
         raise ConfigError(f"{who} names {model} layer {layer}, but the {model} has layers {first} to {depth}.{hint}")

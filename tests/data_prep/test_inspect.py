@@ -6,13 +6,14 @@ import numpy as np
 
 from data_prep.corpus import Corpus
 from data_prep.inspect import LEGEND, draw_sequence, samples, totals
+from data_prep.tokenizer_wordpiece import WordPieceTokenizer
 
 
 def test_words_and_masks_are_visible() -> None:
-    entries = ["[CLS]", "[SEP]", "[MASK]", "北", "京", "很", "大", "play", "##ing"]
+    entries = ["[CLS]", "[SEP]", "[MASK]", "北", "京", "很", "大", "play", "##ing", "[PAD]", "[UNK]"]
     ids = np.array([0, 3, 4, 5, 6, 7, 8, 1])
     continues = np.array([0, 0, 1, 0, 0, 0, 1, 0], bool)
-    drawn = draw_sequence(ids, continues, {1: 2, 2: 2, 4: 6, 5: 5, 6: 2}, entries)
+    drawn = draw_sequence(ids, continues, {1: 2, 2: 2, 4: 6, 5: 5, 6: 2}, WordPieceTokenizer(entries, "the test"))
     assert drawn == "[CLS]│【北京→[MASK][MASK]】│很│【大→大】│【playing→很[MASK]】│[SEP]"
 
 

@@ -15,6 +15,7 @@ from data_prep.convert import FORMATS, convert
 from data_prep.corpus import Corpus, Gathered, Split, SplitName
 from data_prep.inspect import draw_sequence, samples, totals
 from data_prep.pipeline import prepare, verify
+from data_prep.tokenizer import open_tokenizer
 from tests.data_prep.conftest import kind_config, sample_config
 
 SPLITS: list[SplitName] = ["train", "held_out"]
@@ -209,5 +210,5 @@ def test_short_lines_are_dropped_and_counted(tmp_path: Path) -> None:
 
 def unmasked(corpus: Corpus, number: int) -> str:
     gathered = corpus.split("train").gather(np.array([number]))
-    entries = (corpus.tokenizer_folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    return draw_sequence(gathered.ids, gathered.continues, {}, entries)
+    tokenizer = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig())
+    return draw_sequence(gathered.ids, gathered.continues, {}, tokenizer)

@@ -15,8 +15,7 @@ import torch
 
 from data_prep.corpus import Corpus
 from distill_core import checkpoint
-from distill_core.config import TrainingConfig
-from distill_core.data import Loader
+from distill_core.data import CorpusSource, Loader
 from distill_core.engine import Engine, FullState, Rank, start_ranks, stop_ranks
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
@@ -24,6 +23,7 @@ from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives.hidden import HiddenMseConfig
 from distill_core.objectives.logits import KdCeConfig
 from distill_core.stage import global_counts
+from distill_core.training import TrainingConfig
 
 CASES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 IDENTITY = {"test": "two ranks"}
@@ -41,21 +41,21 @@ def build(vocab_size: int, precision: str) -> tuple[Teacher, Distillation]:
     ]
     objective = Objective(terms, small, big)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Teacher(Encoder(big).to(dtype), objective.needs().teacher), Distillation(Encoder(small), objective)
+    return Teacher(Encoder(big).to(dtype), objective.needs().teacher), Distillation(Encoder(small), [objective])
 
 
 def steps(engine: Engine, teacher: Teacher, corpus: Corpus, rank: Rank, first: int, last: int) -> list[list[float]]:
     """[loss, gradient norm, micro-steps] of each step."""
-    loader = Loader(corpus.split("train"), 7, 12, 150, rank.rank, rank.world_size, "runs")
+    loader = Loader(CorpusSource(corpus.split("train")), 7, 12, 150, rank.rank, rank.world_size, "runs")
     rows = []
     for step, _ in loader.steps(first, last):
         counts = global_counts(step.batches, rank)
         loss = torch.zeros(())
         for batch in step.batches:
-            losses = engine(batch, teacher(batch), counts, 0.0)
+            losses = engine(batch, [teacher(batch)], counts, 0.0)
             engine.backward(losses.total, last=batch is step.batches[-1])
             loss += losses.total.detach().float()
-        engine.step(1e-2)
+        engine.step(1e-2, step.number)
         rows.append([float(rank.sum(loss)), engine.gradient_norm(), float(len(step.batches))])
     return rows
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
-from distill_core.data import Batch, Loader, cut, held_out_batches, make_batch, permute, samples
+from distill_core.batch import Batch
+from distill_core.data import CorpusSource, Loader, cut, held_out_batches, permute, samples
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -129,7 +130,7 @@ def test_too_few_sequences_for_the_ranks(lengths: list[int], world_size: int, to
 
 
 def loader(corpus: Corpus, rank: int, world_size: int, tokens: int = 300) -> Loader:
-    return Loader(corpus.split("train"), 11, 24, tokens, rank, world_size, "runs")
+    return Loader(CorpusSource(corpus.split("train")), 11, 24, tokens, rank, world_size, "runs")
 
 
 def masked_sequences(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
@@ -169,7 +170,7 @@ def test_one_epoch_holds_every_sequence_once(tiny_corpus: Corpus) -> None:
 def test_a_batch_is_a_stream_of_real_tokens(tiny_corpus: Corpus) -> None:
     split, special = tiny_corpus.split("train"), tiny_corpus.special_ids
     index = np.array([5, 0, 17], np.int64)
-    batch = make_batch(split, index, np.array([0, 1, 0]), "runs")
+    batch = CorpusSource(split).batch(index, np.array([0, 1, 0]), "runs")
     lengths = split.lengths(index).tolist()
     assert list(batch.layout.lengths) == lengths and batch.n_tokens == sum(lengths)
     start = 0
@@ -194,7 +195,7 @@ def test_a_batch_is_a_stream_of_real_tokens(tiny_corpus: Corpus) -> None:
 def test_epochs_see_other_masks(tiny_corpus: Corpus) -> None:
     split = tiny_corpus.split("train")
     index = np.arange(50, dtype=np.int64)
-    rows = [make_batch(split, index, np.full(50, view), "runs").rows.tolist() for view in (0, 1, 2)]
+    rows = [CorpusSource(split).batch(index, np.full(50, view), "runs").rows.tolist() for view in (0, 1, 2)]
     assert rows[0] != rows[1]
     assert rows[0] == rows[2]  # two stored views: epoch 2 uses view 0 again
 
@@ -206,11 +207,11 @@ def test_held_out_evaluation_takes_the_same_sequences_on_any_ranks(tiny_corpus: 
         batches = [
             batch
             for rank in range(world_size)
-            for batch in held_out_batches(split, 30, 11, tokens, rank, world_size, "runs")
+            for batch in held_out_batches(CorpusSource(split), 30, 11, tokens, rank, world_size, "runs")
         ]
         found.append(sorted(sequence for batch in batches for sequence in masked_sequences(batch)))
     assert len(found[0]) == 30 and found[0] == found[1] == found[2]
-    everything = list(held_out_batches(split, 10**6, 11, 500, 0, 1, "runs"))
+    everything = list(held_out_batches(CorpusSource(split), 10**6, 11, 500, 0, 1, "runs"))
     assert sum(len(batch.layout.lengths) for batch in everything) == len(split)
 
 

@@ -15,9 +15,9 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipelin
 
 from configs.errors import ConfigError, DataError, OutputError
 from distill_core import export
+from distill_core.batch import Batch
 from distill_core.evaluate.fill_mask import guesses
 from distill_core.export import export_run
-from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
 from distill_core.models import pretrained
 from distill_core.outcome import write_json

@@ -11,7 +11,7 @@ import pytest
 from configs.errors import DataError
 from data_prep.corpus import Corpus
 from distill_core import finish
-from distill_core.data import held_out_batches
+from distill_core.data import CorpusSource, held_out_batches
 from distill_core.finish import finish_run, kept, unigram_baseline
 from distill_core.outcome import read_json
 from tests.distill_core.finished import SENTENCES, Finished
@@ -87,7 +87,7 @@ def test_unigram_baseline_against_a_slow_one(tiny_corpus: Corpus) -> None:
     counts = [0 if token in specials else count for token, count in enumerate(tiny_corpus.unigram.tolist())]
     total, size = sum(counts), len(counts)
     labels: list[int] = []
-    for batch in held_out_batches(tiny_corpus.split("held_out"), 20, 3, 8192, 0, 1, "runs"):
+    for batch in held_out_batches(CorpusSource(tiny_corpus.split("held_out")), 20, 3, 8192, 0, 1, "runs"):
         labels += batch.labels.tolist()
     loss = sum(-math.log((counts[label] + 1) / (total + size)) for label in labels) / len(labels)
     often = max(range(size), key=lambda token: (counts[token], -token))

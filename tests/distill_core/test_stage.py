@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from configs.errors import TrainingError
-from distill_core.config import OptimizerConfig, TrainingConfig
-from distill_core.engine import Rank, check_finite
+from distill_core.engine import Rank, adam_settings, check_finite
 from distill_core.meter import Meter
 from distill_core.objective import LossTerms
 from distill_core.stage import learning_rate
+from distill_core.training import OptimizerConfig, TrainingConfig
 
 RANK = Rank(0, 0, 1, torch.device("cpu"))
 
@@ -19,12 +19,51 @@ RANK = Rank(0, 0, 1, torch.device("cpu"))
 def test_learning_rate_rises_and_falls(warmup: float) -> None:
     optimizer = OptimizerConfig(learning_rate=2.0, warmup=warmup)
     training = TrainingConfig(steps=40, global_batch_size=1, optimizer=optimizer)
-    rates = [learning_rate(training, step) for step in range(40)]
+    rates = [learning_rate(training, step, 40) for step in range(40)]
     warm = math.ceil(warmup * 40)
     assert max(rates) == pytest.approx(2.0)
     assert all(rate > 0 for rate in rates)
     assert rates[:warm] == pytest.approx([2.0 * (i + 1) / warm for i in range(warm)])
     assert rates[warm:] == pytest.approx([2.0 * (40 - i) / (40 - warm) for i in range(warm, 40)])
+
+
+def test_other_decays() -> None:
+    def rates(decay: str) -> list[float]:
+        optimizer = OptimizerConfig.model_validate({"learning_rate": 2.0, "warmup": 0.1, "decay": decay})
+        training = TrainingConfig(steps=40, global_batch_size=1, optimizer=optimizer)
+        return [learning_rate(training, step, 40) for step in range(40)]
+
+    assert rates("none")[4:] == [2.0] * 36
+    assert rates("cosine")[4:] == pytest.approx([1 + math.cos(math.pi * i / 36) for i in range(36)])
+    assert rates("none")[:4] == rates("cosine")[:4] == rates("linear")[:4]
+
+
+def test_steps_or_epochs() -> None:
+    base = {"global_batch_size": 8}
+    assert TrainingConfig.model_validate({**base, "steps": 5}).total_steps(1000) == 5
+    assert TrainingConfig.model_validate({**base, "epochs": 1.5}).total_steps(100) == 19
+    for wrong in ({}, {"steps": 1, "epochs": 1.0}):
+        with pytest.raises(ValueError, match="either steps"):
+            TrainingConfig.model_validate({**base, **wrong})
+
+
+def test_adam_without_bias_correction() -> None:
+    """torch's AdamW with the settings of each step against the plain recursion."""
+    optimizer = OptimizerConfig(learning_rate=0.1, bias_correction=False, weight_decay=0.3, eps=1e-3)
+    w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    adam = torch.optim.AdamW([w], lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
+    plain, m, v = w.detach().clone(), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    b1, b2 = optimizer.betas
+    for step in range(1, 6):
+        gradient = torch.tensor([0.5 * step, -0.1], dtype=torch.float64)
+        settings = adam_settings(optimizer, 0.1, step)
+        group = adam.param_groups[0]
+        group["lr"], group["eps"], group["weight_decay"] = settings
+        w.grad = gradient.clone()
+        adam.step()
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        plain = plain * (1 - 0.1 * 0.3) - 0.1 * m / (v.sqrt() + 1e-3)
+        torch.testing.assert_close(w.detach(), plain, rtol=1e-12, atol=0)
 
 
 def test_meter_means_over_steps() -> None:
@@ -33,7 +72,7 @@ def test_meter_means_over_steps() -> None:
     for kd, hidden in ((1.0, 4.0), (3.0, 8.0)):
         for _ in range(2):  # two micro-batches, each with half of the step's mean
             shares = {"kd_ce": torch.tensor(kd / 2), "hidden_mse/0-0": torch.tensor(hidden / 2)}
-            meter.add(LossTerms(torch.zeros(()), shares, weights))
+            meter.add(LossTerms({name: (share, weights[name]) for name, share in shares.items()}))
         meter.end_step({"tokens": torch.tensor(100.0), "masked": torch.tensor(15.0)}, wait=0.5)
     row = meter.summary()
     assert row["loss/kd_ce"] == pytest.approx(2.0)

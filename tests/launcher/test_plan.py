@@ -59,13 +59,13 @@ def training(**values: Any) -> TrainingConfig:
     ],
 )
 def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradients: float, optimizer: float) -> None:
-    found = plan.memory(TINY, None, 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
+    found = plan.memory(TINY, [], 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
     assert (found.weights, found.gradients, found.optimizer) == (weights * 1000, gradients * 1000, optimizer * 1000)
     assert found.teacher == 0
 
 
 def test_memory_of_a_step_by_hand() -> None:
-    found = plan.memory(TINY, TINY, 1000, training(), tokens=100, masked=0.15, ranks=1)
+    found = plan.memory(TINY, [TINY], 1000, training(), tokens=100, masked=0.15, ranks=1)
     assert found.teacher == 2 * TINY.parameters()
     student, teacher = 100 * 2 * 2 * (11 * 4 + 2 * 16), 100 * 2 * (6 * 4 + 2 * 16)
     assert found.activations == student + teacher
@@ -171,7 +171,7 @@ def test_a_teacher_with_another_vocabulary(prepared: Path, tmp_path: Path) -> No
 
 
 def test_an_unknown_hub_name_asks_for_a_shape(prepared: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stages.student.teacher.shape.preset=NAME \(one of .*roberta-wwm-ext"):
+    with pytest.raises(ConfigError, match=r"shape: \{preset: NAME\}\} \(one of .*roberta-wwm-ext"):
         with_teacher(prepared, "stages.student.teacher=who/knows")
 
 

@@ -69,6 +69,6 @@ def test_runs_in_fp32_without_gradients() -> None:
 
 def test_the_work_is_the_whole_forward_with_one_row_a_sequence() -> None:
     work = latency.Work(3, 5, 20, torch.device("cpu"))
-    assert work.ids.shape == (15,) and work.rows.tolist() == [2, 7, 12]
-    assert work.positions.tolist() == [0, 1, 2, 3, 4] * 3
-    assert work.layout.runs == ((0, 3, 5),)
+    assert work.batch.ids.shape == (15,) and work.batch.rows.tolist() == [2, 7, 12]
+    assert work.batch.positions.tolist() == [0, 1, 2, 3, 4] * 3
+    assert work.batch.layout.runs == ((0, 3, 5),)

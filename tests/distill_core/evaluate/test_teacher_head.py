@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from configs.errors import DataError
 from data_prep.corpus import Corpus
 from distill_core.batch import Batch
-from distill_core.data import held_out_batches
+from distill_core.data import CorpusSource, held_out_batches
 from distill_core.engine import Rank
 from distill_core.evaluate.teacher_head import HeadQuality, check_head
 from distill_core.features import MASKED_LOGITS
@@ -77,7 +77,7 @@ def test_the_baseline_is_that_of_the_same_masked_tokens() -> None:
 
 
 def test_an_untrained_teacher_on_text(tiny_corpus: Corpus) -> None:
-    batches = held_out_batches(tiny_corpus.split("held_out"), 20, 3, 2048, 0, 1, "runs")
+    batches = held_out_batches(CorpusSource(tiny_corpus.split("held_out")), 20, 3, 2048, 0, 1, "runs")
     model = tiny_encoder(tiny_corpus.vocab_size)
     model.bert.embeddings.position_embeddings = torch.nn.Embedding(64, 16)
     model.train()

@@ -6,7 +6,7 @@ import pytest
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
-from distill_core.build import check_vocabulary
+from distill_core.load import check_vocabulary
 from distill_core.models.config import EncoderConfig
 
 

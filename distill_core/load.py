@@ -1,0 +1,180 @@
+"""The models of a stage: the student as it begins, and its teachers. fp32, on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import DataError
+from data_prep.corpus import Corpus
+from distill_core.config import (
+    FinetuneStage,
+    PretrainStage,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainedStage,
+)
+from distill_core.models import pretrained
+from distill_core.models.config import EncoderConfig
+from distill_core.models.encoder import Encoder
+from distill_core.models.initialise import initialise, load_into
+from distill_core.objective import Distillation, Objective
+from distill_core.tasks import pretrained as task_models
+from distill_core.tasks.config import TaskConfig
+from distill_core.tasks.model import StageModel, TaskModel
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """``missing_head``: its masked-LM head is random."""
+
+    config: TeacherConfig
+    source: str
+    model: StageModel
+    missing_head: bool
+
+    @property
+    def shape(self) -> EncoderConfig:
+        return self.model.config
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a stage trains, and what it learns from (nothing in pretraining and fine-tuning)."""
+
+    student: StageModel
+    teachers: list[LoadedTeacher]
+
+
+def stage_models(config: RunConfig, index: int, corpus: Corpus, labels: list[str]) -> Models:
+    """The models of a stage; ``labels``: of its task, [] without one.
+
+    Raises:
+        ConfigError, DataError: a model cannot be loaded, or does not fit the corpus or the others.
+    """
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    who = f"stage {stage.name!r}"
+    task = None if isinstance(stage, PretrainStage) or stage.task is None else config.tasks[stage.task]
+    if isinstance(stage, FinetuneStage):
+        assert task is not None
+        return Models(_finetuned(config.model_source(stage.model), task, labels, corpus, who), [])
+    if isinstance(stage, PretrainStage):
+        given = StudentConfig(model=stage.model, init=stage.init)
+        return Models(_student(config, given, None, corpus, who), [])
+    teachers = [_teacher(config, teacher, task, labels, corpus, who) for teacher in stage.teacher]
+    first = teachers[0].model
+    student = _student(config, stage.student, first.encoder if isinstance(first, TaskModel) else first, corpus, who)
+    return Models(student if task is None else TaskModel(student, task.kind, labels), teachers)
+
+
+def _finetuned(source: str, task: TaskConfig, labels: list[str], corpus: Corpus, who: str) -> TaskModel:
+    """The model with a new head."""
+    loaded = pretrained.load(source, f"{who}: model")
+    check_vocabulary(loaded.encoder.config, source, corpus, who)
+    return TaskModel(loaded.encoder, task.kind, labels)
+
+
+def _student(config: RunConfig, student: StudentConfig, teacher: Encoder | None, corpus: Corpus, who: str) -> Encoder:
+    init = student.init
+    if init.kind == "model":
+        assert init.source is not None
+        source = config.model_source(init.source)
+        loaded = pretrained.load(source, f"{who}: student.init")
+        check_vocabulary(loaded.encoder.config, source, corpus, who)
+        if student.model is None:
+            return loaded.encoder
+        made = Encoder(student.model.resolve(corpus.vocab_size, corpus.special_ids["pad"]))
+        load_into(made, loaded, f"{who}: student.init")
+        return made
+    assert student.model is not None
+    made = Encoder(student.model.resolve(corpus.vocab_size, corpus.special_ids["pad"]))
+    if teacher is not None:
+        initialise(made, init, teacher, who)
+    return made
+
+
+def _teacher(
+    config: RunConfig, teacher: TeacherConfig, task: TaskConfig | None, labels: list[str], corpus: Corpus, who: str
+) -> LoadedTeacher:
+    source = config.model_source(teacher.source)
+    if task is not None and task_models.task_kind_of(source) is not None:
+        model = task_models.load(source, task.kind, labels, f"{who}: teacher")
+        loaded = LoadedTeacher(teacher, source, model, missing_head=True)
+    else:
+        encoder = pretrained.load(source, f"{who}: teacher")
+        loaded = LoadedTeacher(teacher, source, encoder.encoder, encoder.missing_head)
+    check_vocabulary(loaded.shape, source, corpus, who)
+    return loaded
+
+
+def objectives(
+    stage: TrainedStage, student: EncoderConfig, teachers: list[tuple[TeacherConfig, EncoderConfig]]
+) -> list[Objective]:
+    """One objective a teacher (or one without any), weighted by the teachers' shares."""
+    if not teachers:
+        return [Objective(stage.objective, student, None)]
+    if len(teachers) == 1:
+        return [Objective(stage.objective, student, teachers[0][1])]
+    whole = sum(teacher.weight for teacher, _ in teachers)
+    return [
+        Objective(
+            stage.objective,
+            student,
+            shape,
+            share=teacher.weight / whole,
+            prefix=f"{Path(teacher.source).name}/",
+            labels=place == 0,
+        )
+        for place, (teacher, shape) in enumerate(teachers)
+    ]
+
+
+def check_heads(module: Distillation, models: Models, who: str) -> None:
+    """Raise :class:`DataError` where the objective asks for outputs that a model does not have."""
+    if module.request.task and not isinstance(models.student, TaskModel):
+        raise DataError(f"{who}: the objective has a task's loss, but the stage has no `task`.")
+    if module.request.logits and isinstance(models.student, TaskModel):
+        raise DataError(
+            f"{who}: the objective compares vocabulary logits, but a stage with a `task` has no masked tokens. Use "
+            "task, task_kd, and losses on hidden states, attention or relations."
+        )
+    for objective, teacher in zip(module.objectives, models.teachers, strict=bool(models.teachers)):
+        assert isinstance(objective, Objective)
+        needs = objective.needs().teacher
+        if needs.logits and teacher.missing_head:
+            raise DataError(
+                f"{who}: the teacher {teacher.source} has no masked-LM head (it would be random), but the objective "
+                "asks for its vocabulary logits. Use a teacher with its head, train one with a `pretrain` stage that "
+                "starts from it, or drop that term."
+            )
+        if needs.task and not isinstance(teacher.model, TaskModel):
+            raise DataError(
+                f"{who}: the objective asks for the answers of the teacher {teacher.source} to the task, but it has no "
+                "head for one. Fine-tune it first with a stage of kind finetune, and name that stage as the teacher."
+            )
+
+
+def check_vocabulary(shape: EncoderConfig, source: str, corpus: Corpus, who: str) -> None:
+    """Raise :class:`DataError` unless a model and the corpus number their tokens alike."""
+    if shape.vocab_size != corpus.vocab_size:
+        raise DataError(
+            f"{who}: the model {source} has {shape.vocab_size} tokens, the prepared corpus {corpus.vocab_size}. "
+            "Teacher and student read the same token ids; prepare the corpus with the model's vocabulary "
+            "(data.tokenizer.vocab)."
+        )
+    theirs, ours = Path(source) / "vocab.txt", corpus.tokenizer_folder / "vocab.txt"
+    if theirs.is_file() and ours.is_file():
+        a, b = (path.read_text(encoding="utf-8").rstrip("\n").split("\n") for path in (theirs, ours))
+        pairs = list(itertools.zip_longest(a, b))  # a padded vocabulary has fewer lines than the model has rows
+        different = [i for i, (x, y) in enumerate(pairs) if x != y]
+        if different:
+            i = different[0]
+            there, here = pairs[i]
+            raise DataError(
+                f"{who}: the vocabulary of {source} is another one than the corpus was prepared with "
+                f"({len(different)} tokens differ; token {i} is {there!r} there and {here!r} here). Prepare the corpus "
+                "with data.tokenizer.vocab set to the model's vocab.txt."
+            )

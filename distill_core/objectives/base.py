@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from configs.errors import ConfigError
 from configs.loader import Config
 from configs.registry import Registry
 from distill_core.batch import Batch, Count
@@ -64,6 +65,20 @@ class TermConfig(Config):
             ConfigError: when the two depths do not allow the map.
         """
         return []
+
+
+def taught(who: str, teacher: EncoderConfig | None) -> EncoderConfig:
+    """The teacher's shape.
+
+    Raises:
+        ConfigError: the stage has no teacher.
+    """
+    if teacher is None:
+        raise ConfigError(
+            f"{who} compares the student with a teacher, but this stage has none. Take a stage of kind distill, or "
+            "losses on labels alone (mlm, sentence_order, task)."
+        )
+    return teacher
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
-from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
+from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.layers import LayerMap, layer_pairs
 from distill_core.objectives.projection import ProjectionName, Projections
 from distill_core.objectives.tiles import wide
@@ -43,7 +43,7 @@ class HiddenMatch(Term):
 
     def __init__(self, config: MatchConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         self.pairs = config.pairs(teacher.num_hidden_layers, student.num_hidden_layers)
         self.project = Projections(
             config.projection,

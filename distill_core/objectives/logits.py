@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from distill_core.batch import Batch, Count
 from distill_core.features import MASKED_LOGITS, FeatureRequest, Features, Rows
 from distill_core.models.config import EncoderConfig
-from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, value_at
+from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, taught, value_at
 from distill_core.objectives.soft_targets import TemperatureRule, cwsm, flsw, made_fair, row_temperatures, shifted
 from distill_core.objectives.tiles import wide
 
@@ -33,10 +33,10 @@ COUNTED: dict[Rows, Count] = {"masked": "masked", "all": "tokens", "sampled": "s
 class LogitsConfig(TermConfig):
     """A loss between the vocabulary logits of teacher and student."""
 
-    positions: Rows = "masked"
-    """Rows that are compared: the masked ones, all, or a sample of them."""
     temperature: Annotated[float, Field(gt=0)] | Schedule = 1.0
     """Divides both logits: a number, or a schedule over the stage."""
+    positions: Rows = "masked"
+    """Rows that are compared: the masked ones, all, or a sample of them."""
     temperature_rule: TemperatureRule = "constant"
     """``flsw``, ``cwsm``: temperature + beta (mean(w) - w) for each row, the mean over its sequence's rows, with
     w = (1 - cos(z_S, z_T))^gamma or w = 1 / (max softmax(z_S) + 0.001)."""
@@ -77,7 +77,7 @@ class LogitsMatch(Term):
 
     def __init__(self, config: LogitsConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         need_equal_vocabularies(config.kind, student, teacher)
         outside = [token for pair in config.fair_pairs for token in pair if not 0 <= token < teacher.vocab_size]
         if outside:

@@ -17,6 +17,7 @@ from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
+from distill_core.tasks.model import StageModel, TaskModel
 
 V = 37
 LENGTHS = [9, 7, 7, 4, 3, 2]
@@ -37,9 +38,10 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "attention_probs": [{"layers": PAIRS}],
     "attention_ce": [{"layers": PAIRS}],
     "minilmv2": [{"relation_heads": 4}],
+    "task_kd": [{}, {"temperature": 2.0, "temperature_squared": True, "per_label": True}],
 }
 # Cross-entropies: at student = teacher they are the teacher's entropy instead of 0.
-ENTROPIES = {"kd_ce", "attention_ce"}
+ENTROPIES = {"kd_ce", "attention_ce", "task_kd"}
 # Settings under which a student that is a copy of its teacher still differs from what it is compared with.
 DIFFERENT = {"probability_shift", "fair_pairs", "projection"}
 CASES = [(kind, fields) for kind in OBJECTIVES for fields in EXAMPLES.get(kind, [{}])]
@@ -71,6 +73,17 @@ def encoder(seed: int, hidden: int = 12, layers: int = 2) -> Encoder:
     return model
 
 
+def model(kind: str, fields: dict[str, Any], seed: int, hidden: int = 12) -> StageModel:
+    """An encoder; with a head for three labels if that is what the loss compares."""
+    made = encoder(seed, hidden)
+    if not OBJECTIVES[kind](example(kind, fields), made.config, made.config).needs().student.task:
+        return made
+    with_head = TaskModel(made, "classification", ["a", "b", "c"])
+    for parameter in with_head.classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return with_head
+
+
 def sequences() -> list[dict[str, Tensor]]:
     """One of them has nothing masked."""
     draw = torch.Generator().manual_seed(5)
@@ -80,9 +93,8 @@ def sequences() -> list[dict[str, Tensor]]:
         sampled = torch.randperm(length, generator=draw)[: (length + 1) // 2].sort().values
         ids = torch.randint(V, (length,), generator=draw)
         labels = torch.randint(V, (len(rows),), generator=draw)
-        out.append(
-            {"ids": ids, "rows": rows, "labels": labels, "sampled": sampled, "order": torch.tensor([number % 2])}
-        )
+        one = {"ids": ids, "rows": rows, "labels": labels, "sampled": sampled}
+        out.append(one | {"order": torch.tensor([number % 2]), "targets": torch.tensor([number % 3])})
     return out
 
 
@@ -102,6 +114,8 @@ def batch(numbers: list[int], kernel: Kernel = "runs") -> Batch:
         labels=joined("labels"),
         sampled=joined("sampled", shift=True),
         order=joined("order"),
+        targets=joined("targets"),
+        task="classification",
     )
 
 
@@ -112,10 +126,10 @@ def counts() -> dict[Count, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in batch(WHOLE).counts().items()}
 
 
-def build(kind: str, fields: dict[str, Any], student: Encoder, teacher: Encoder) -> tuple[Distillation, Teacher]:
+def build(kind: str, fields: dict[str, Any], student: StageModel, teacher: StageModel) -> tuple[Distillation, Teacher]:
     torch.manual_seed(9)
     objective = Objective([example(kind, fields)], student.config, teacher.config)
-    return Distillation(student, objective), Teacher(teacher, objective.needs().teacher)
+    return Distillation(student, [objective]), Teacher(teacher, objective.needs().teacher)
 
 
 def run(
@@ -126,7 +140,7 @@ def run(
     loss = 0.0
     for numbers in groups:
         part = batch(numbers, kernel)
-        total = module(part, teacher(part), counts(), 0.5).total
+        total = module(part, [teacher(part)], counts(), 0.5).total
         total.backward()
         loss += total.item()
     return loss, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
@@ -135,10 +149,10 @@ def run(
 @cases
 def test_student_equal_to_teacher_is_the_minimum(kind: str, fields: dict[str, Any]) -> None:
     fields = {name: value for name, value in fields.items() if name not in DIFFERENT}
-    module, teacher = build(kind, fields, encoder(0), encoder(0))
+    module, teacher = build(kind, fields, model(kind, fields, 0), model(kind, fields, 0))
     loss, gradients = run(module, teacher, [WHOLE])
     if not teacher.request:  # a loss on the corpus alone: the teacher does not matter
-        assert run(*build(kind, fields, encoder(0), encoder(1)), [WHOLE])[0] == loss
+        assert run(*build(kind, fields, model(kind, fields, 0), model(kind, fields, 1)), [WHOLE])[0] == loss
         return
     assert loss > 0 if kind in ENTROPIES else abs(loss) < 1e-5
     for name, gradient in gradients.items():
@@ -154,13 +168,13 @@ def test_student_equal_to_teacher_is_the_minimum(kind: str, fields: dict[str, An
 @cases
 @pytest.mark.parametrize("groups", [[[0, 1], [2, 3, 4, 5]], [[5], [4], [3], [2], [1], [0]], [[1, 4], [0, 5], [2, 3]]])
 def test_grouping_into_batches_changes_nothing(kind: str, fields: dict[str, Any], groups: list[list[int]]) -> None:
-    module, teacher = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, teacher = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     same(run(module, teacher, groups), run(module, teacher, [WHOLE]))
 
 
 @cases
 def test_order_of_sequences_and_attention_kernel_change_nothing(kind: str, fields: dict[str, Any]) -> None:
-    module, teacher = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, teacher = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     same(run(module, teacher, [[3, 0, 5, 2, 4, 1]], "padded"), run(module, teacher, [WHOLE]))
 
 
@@ -174,27 +188,28 @@ def same(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, 
 
 @cases
 def test_gradients_reach_student_and_projections_only(kind: str, fields: dict[str, Any]) -> None:
-    module, teacher = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, teacher = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     loss, gradients = run(module, teacher, [WHOLE])
     assert loss > 0
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    own = {name for name, _ in module.objective.named_parameters()}
+    own = {name for name, _ in module.objectives[0].named_parameters()}
     for name in own:
-        assert gradients[f"objective.{name}"].abs().sum() > 0, name
-    assert gradients["student.bert.embeddings.word_embeddings.weight"].abs().sum() > 0
+        assert gradients[f"objectives.0.{name}"].abs().sum() > 0, name
+    (words,) = (g for name, g in gradients.items() if name.endswith("bert.embeddings.word_embeddings.weight"))
+    assert words.abs().sum() > 0
     if module.request.logits:
         assert gradients["student.cls.predictions.transform.dense.weight"].abs().sum() > 0
 
 
 @cases
 def test_features_of_the_teacher_are_left_as_they_are(kind: str, fields: dict[str, Any]) -> None:
-    module, teacher = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, teacher = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     part = batch(WHOLE)
     given = teacher(part)
     before = [t.clone() for t in tensors(given)]
-    module(part, given, counts(), 0.5).total.backward()
+    module(part, [given], counts(), 0.5).total.backward()
     assert all(torch.equal(a, b) for a, b in zip(tensors(given), before, strict=True))
 
 
@@ -216,6 +231,7 @@ def random_features(request: FeatureRequest, part: Batch, width: int, dtype: tor
         {i: Heads(*(leaf(100, n, 2, width // 2) for _ in "qkv")) for i in sorted(request.heads)},
         {kind: leaf(1e4, n if (rows := part.at(kind)) is None else len(rows), V) for kind in sorted(request.logits)},
         leaf(100, len(LENGTHS), width) if request.pooled else None,
+        leaf(1e4, len(LENGTHS), 3) if request.task else None,
     )
 
 
@@ -236,10 +252,10 @@ def test_finite_for_extreme_features_and_fp32_sums(kind: str, fields: dict[str, 
 
 @cases
 def test_a_batch_without_masked_tokens_is_no_trouble(kind: str, fields: dict[str, Any]) -> None:
-    module, teacher = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, teacher = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     part = batch([5])  # two tokens, nothing masked
     assert part.n_masked == 0
-    losses = module(part, teacher(part), counts(), 0.5)
+    losses = module(part, [teacher(part)], counts(), 0.5)
     losses.total.backward()
     assert losses.total.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
@@ -247,7 +263,7 @@ def test_a_batch_without_masked_tokens_is_no_trouble(kind: str, fields: dict[str
 
 @cases
 def test_names_and_declared_needs(kind: str, fields: dict[str, Any]) -> None:
-    student, teacher_shape = encoder(0, hidden=8), encoder(1)
+    student, teacher_shape = model(kind, fields, 0, hidden=8), model(kind, fields, 1)
     term = OBJECTIVES[kind](example(kind, fields), student.config, teacher_shape.config)
     names = term.names()
     assert all(name.split("/")[0] == kind for name in names) and len(set(names)) == len(names)
@@ -255,16 +271,18 @@ def test_names_and_declared_needs(kind: str, fields: dict[str, Any]) -> None:
     part = batch(WHOLE)
     # Just what was declared is computed, and it is enough.
     found, wanted = teacher(part), term.needs().teacher
-    assert (set(found.hidden), set(found.heads), set(found.logits)) == (wanted.hidden, wanted.heads, wanted.logits)
-    assert (found.pooled is not None) == wanted.pooled
-    assert list(module(part, found, counts(), 0.5).shares) == names
+    if not wanted.task:  # a task's model reads its last hidden state
+        assert set(found.hidden) == wanted.hidden
+    assert (set(found.heads), set(found.logits)) == (wanted.heads, wanted.logits)
+    assert ((found.pooled is not None), (found.task is not None)) == (wanted.pooled, wanted.task)
+    assert list(module(part, [found], counts(), 0.5).parts) == names
 
 
 @cases
 def test_the_student_that_is_exported_has_no_parameter_of_the_loss(kind: str, fields: dict[str, Any]) -> None:
-    module, _ = build(kind, fields, encoder(0, hidden=8), encoder(1))
+    module, _ = build(kind, fields, model(kind, fields, 0, hidden=8), model(kind, fields, 1))
     student = {name.removeprefix("student.") for name, _ in module.named_parameters() if name.startswith("student.")}
-    assert student == {name for name, _ in encoder(0, hidden=8).named_parameters()}
+    assert student == {name for name, _ in model(kind, fields, 0, hidden=8).named_parameters()}
 
 
 @cases

@@ -6,10 +6,10 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint typecheck check format clean
+.PHONY: help install quickstart test test-recipes lint typecheck check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Create or reuse .venv with the tested versions (PYTHON=... chooses the interpreter)
 	@scripts/bootstrap
@@ -18,7 +18,10 @@ quickstart: install ## Distil a small encoder from the packaged sample corpus, i
 	@$(BIN)/distill run quickstart
 
 test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not recipes" $(TESTS)
+
+test-recipes: install ## Every recipe, made tiny, from text to exported student
+	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes
 
 lint: install ## ruff
 	@$(BIN)/ruff check .

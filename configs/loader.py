@@ -61,9 +61,31 @@ def load(path: str | Path, overrides: Sequence[str], model: type[C]) -> C:
 def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Origins]:
     """The merged, not yet validated tree of a run file, and the file:line that each key came from."""
     tree, origins = _read_file(_find(path), ())
+    _choose_mode(tree, origins, overrides)
     for word in overrides:
         apply_override(tree, origins, word)
     return tree, origins
+
+
+def _choose_mode(tree: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> None:
+    """Write the chosen one of a file's ``modes`` (name -> {a.b: value}) into the tree; the first is the default.
+
+    ``mode`` keeps the name. A resolved file has a ``mode`` and no ``modes`` any more.
+    """
+    modes = tree.pop("modes", None)
+    said = [word.partition("=")[2] for word in overrides if word.startswith("mode=")]
+    if modes is None:
+        if said and said[-1] != tree.get("mode"):
+            raise ConfigError(f"mode={said[-1]}: this run file has no `modes` to choose from.")
+        return
+    if not isinstance(modes, dict) or not all(isinstance(values, dict) for values in modes.values()):
+        raise ConfigError(f"{origins[('modes',)]}: `modes` maps names to {{a.b: value}}.")
+    wanted = said[-1] if said else tree.get("mode", next(iter(modes), None))
+    if wanted not in modes:
+        raise ConfigError(f"There is no mode {wanted!r}. This run file has: {', '.join(modes)}.")
+    for path, value in modes[wanted].items():
+        _write(tree, origins, path, _unshared(value), f"the mode {wanted!r}")
+    tree["mode"] = wanted
 
 
 def _find(path: str | Path, beside: Path | None = None) -> Path:
@@ -176,7 +198,11 @@ def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise ConfigError(f"The override {word!r} is not of the form a.b=value.")
-    value = _override_value(text, word)
+    _write(tree, origins, path, _override_value(text, word), f"override {word!r}")
+
+
+def _write(tree: dict[str, Any], origins: Origins, path: str, value: Any, word: str) -> None:
+    """Write ``value`` at ``path``; ``word``: who says so, for messages."""
     here: Any = tree
     at: list[str | int] = []
     keys = path.split(".")
@@ -191,10 +217,8 @@ def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
             here = here[index]
             if not isinstance(here, dict | list):
                 place = ".".join(map(str, at))
-                raise ConfigError(
-                    f"The override {word!r}: `{place}` holds a plain value, {here!r}, with nothing inside."
-                )
-    origins[tuple(at)] = f"override {word!r}"
+                raise ConfigError(f"The {word}: `{place}` holds a plain value, {here!r}, with nothing inside.")
+    origins[tuple(at)] = word
 
 
 def _override_value(text: str, word: str) -> Any:

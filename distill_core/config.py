@@ -235,6 +235,8 @@ class RunConfig(PrepConfig):
     """A whole run: data, the chain of stages, where it runs and what is reported."""
 
     seed: int = 1337
+    mode: str | None = runtime(None)
+    """The one of the run file's `modes` that was chosen (configs/loader.py)."""
     language: str = runtime("zh")
     """Of the models, as their cards name it."""
     tasks: dict[str, TaskConfig] = {}

@@ -27,10 +27,12 @@ from distill_core.config import (
     TrainedStage,
     made_from,
 )
+from distill_core.features import FeatureRequest
 from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig, ModelConfig, presets
 from distill_core.models.layer_choice import chosen_layers
+from distill_core.objective import Objective
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
 
@@ -239,15 +241,18 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if isinstance(stage, DistillStage):
         teachers = [(t, source_shape(config, stage, t.source, data.vocab_size)) for t in stage.teacher]
     teacher = teachers[0][1] if teachers else None
-    projections = projection_parameters(stage, student, teachers)
+    losses = light_objectives(stage, student, teachers)
+    projections = sum(p.numel() for objective in losses for p in objective.parameters())
     pairs = []
     if teacher is not None:
         depths = (teacher.num_hidden_layers, student.num_hidden_layers)
         pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs(*depths)]
     data = data if isinstance(stage, PretrainStage) or stage.task is None else task_data(config, stage, data)
-    rate = config.data.masks.rate
+    needs = [objective.needs() for objective in losses]
+    rate = max(logit_share(config, stage, need.student) for need in needs)
     flops = 3 * forward_flops(student, data.mean_length, rate) + 3 * 2 * projections
-    flops += sum(forward_flops(shape, data.mean_length, rate) for _, shape in teachers)
+    for need, (_, shape) in zip(needs, teachers, strict=bool(teachers)):
+        flops += forward_flops(shape, data.mean_length, logit_share(config, stage, need.teacher))
     steps = training.total_steps(data.sequences)
     sequences = steps * training.global_batch_size
     micro_steps = max(
@@ -287,7 +292,10 @@ def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data
     """The rows of a task, their length estimated from their characters."""
     assert stage.task is not None
     task = config.tasks[stage.task]
-    rows = read_rows(Path(task.train), task.kind, RowCounts(), task.columns)
+    try:
+        rows = read_rows(Path(task.train), task.kind, RowCounts(), task.columns)
+    except DataError:  # preflight says so; a plan is made all the same
+        return replace(data, tokens=None, sequences=None, mean_length=task.max_length / 2, exact=False)
     copies = 1
     if stage.rows is not None:
         made = config.stages[config.stage_index(stage.rows) or 0]
@@ -299,15 +307,21 @@ def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data
     return replace(data, tokens=round(length * sequences), sequences=sequences, mean_length=length, exact=False)
 
 
-def projection_parameters(
+def light_objectives(
     stage: TrainedStage, student: EncoderConfig, teachers: list[tuple[TeacherConfig, EncoderConfig]]
-) -> int:
-    """Counted on objectives without memory; building them also checks their layers and widths."""
+) -> list[Objective]:
+    """The stage's objectives without memory; building them also checks their layers and widths."""
     try:
         with torch.device("meta"):
-            return sum(p.numel() for o in objectives(stage, student, teachers) for p in o.parameters())
+            return objectives(stage, student, teachers)
     except ConfigError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
+
+
+def logit_share(config: RunConfig, stage: TrainedStage, request: FeatureRequest) -> float:
+    """The share of tokens at which vocabulary logits are computed."""
+    shares = {"all": 1.0, "sampled": stage.training.sampled_rows, "masked": config.data.masks.rate}
+    return max((shares[rows] for rows in request.logits), default=0.0)
 
 
 def memory(

@@ -91,6 +91,8 @@ def costs_table(plan: Plan) -> Table:
         epochs = "?" if stage.epochs is None else f"{stage.epochs:.1f}"
         table.add_row(Text(stage.name), *counts, epochs, amount(stage.flops_per_token))
     table.caption = "micro-steps: forward/backward passes of one step on each rank"
+    if any(stage.epochs is None for stage in plan.stages):
+        table.caption += "; ?: not known before the data is there (a stage counted in epochs shows one step)"
     return table
 
 

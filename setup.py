@@ -56,6 +56,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "textbrewer>=0.2.1.post1",
             "types-PyYAML",
         ],
     },

@@ -123,21 +123,21 @@ def describe_objective(stage: StageOutcome) -> list[str]:
 def describe_term(fields: dict[str, Any], pairs: list[list[int]]) -> str:
     settings = []
     for name, value in fields.items():
-        words = name.replace("_", " ")
-        if (
-            name in ("kind", "weight")
-            or (name == "layers" and pairs)
-            or value in (False, None)
-            or isinstance(value, list | dict)
-        ):
-            continue
-        settings.append(
-            words if value is True else f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
-        )
+        hidden = name in ("kind", "weight") or (name == "layers" and pairs)
+        if not hidden and value is not None and value is not False and value != []:
+            settings.append(f"{name.replace('_', ' ')} {plain(value)}".rstrip())
     if pairs:
         settings.append("layers (teacher-student) " + ", ".join(f"{t}-{s}" for t, s in pairs))
-    weight = fields["weight"]
-    scheduled = isinstance(weight, dict)
-    shown = f"{weight['start']:g} to {weight['end']:g}" if scheduled else f"{weight:g}"
-    head = f"{fields['kind']}, weight {shown}"
+    head = f"{fields['kind']}, weight {plain(fields['weight'])}"
     return f"{head}: {'; '.join(settings)}" if settings else head
+
+
+def plain(value: Any) -> str:
+    """A setting's value in words; a schedule by its two ends, a switch that is on by nothing."""
+    if value is True:
+        return ""
+    if isinstance(value, dict):
+        return f"{value['start']:g} to {value['end']:g}" if "start" in value else str(value)
+    if isinstance(value, list):
+        return ", ".join("-".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features, Heads
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
-from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
+from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.gram import gram_distance
 from distill_core.objectives.layers import LayerMap, layer_pairs
 from distill_core.objectives.tiles import Factors, attention_factors, joined_factors, summed, tiles
@@ -36,7 +36,7 @@ class HeadsMatch(Term):
 
     def __init__(self, config: HeadsConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         self.pairs = config.pairs(teacher.num_hidden_layers, student.num_hidden_layers)
 
     def needs(self) -> Needs:
@@ -78,7 +78,7 @@ class AttentionMatch(HeadsMatch):
 
     def __init__(self, config: AttentionConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         if config.heads == "each":
             need_equal_heads(f"{config.kind} with heads: each", student, teacher, "heads: mean, or ")
         self.heads = config.heads

@@ -16,7 +16,7 @@ from distill_core.features import Features, Heads
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.attention import HeadsConfig, HeadsMatch, need_equal_heads
-from distill_core.objectives.base import OBJECTIVES
+from distill_core.objectives.base import OBJECTIVES, taught
 from distill_core.objectives.layers import LayerMap
 from distill_core.objectives.tiles import Factors, attention_factors, relation_factors, summed
 
@@ -82,7 +82,7 @@ class MiniLm(RelationMatch):
 
     def __init__(self, config: MiniLmConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher, {"attention": config.attention, "values": config.values})
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         need_equal_heads("minilm", student, teacher, "")
 
     def _factors(self, heads: Heads, part: str) -> Factors:
@@ -120,7 +120,7 @@ class MiniLmV2(RelationMatch):
     def __init__(self, config: MiniLmV2Config, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         weights = {"query": config.query, "key": config.key, "value": config.value}
         super().__init__(config, student, teacher, weights)
-        assert teacher is not None
+        teacher = taught(config.kind, teacher)
         _need_divisor(config.relation_heads, student.attention_size, teacher.attention_size)
         self.relation_heads = config.relation_heads
 

@@ -80,7 +80,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in ("train", "dev")}
 
 
-@pytest.mark.parametrize("recipe, mode", CASES, ids=[f"{r}-{m}" if m else r for r, m in CASES])
+@pytest.mark.parametrize(("recipe", "mode"), CASES, ids=[f"{r}-{m}" if m else r for r, m in CASES])
 def test_recipe(
     recipe: str,
     mode: str | None,

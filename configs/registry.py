@@ -39,6 +39,18 @@ class Registry(Generic[T]):
         known = ", ".join(sorted(self._entries))
         raise ConfigError(f"There is no {self.what} {name!r}.{hint} Known: {known}.")
 
+    def check(self, name: str) -> str:
+        """``name``, if it is known.
+
+        Raises:
+            ValueError: with the nearest known one (for validators of configs).
+        """
+        try:
+            self[name]
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return name
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 
@@ -19,14 +19,22 @@ class SourceConfig(Config):
 
     path: str
     """A file, a folder, a glob, ``builtin:sample``, or (kind ``datasets``) a hub name or a local folder."""
-    kind: Literal["auto", "text", "jsonl", "parquet", "datasets"] = "auto"
-    """``auto``: by the file's ending (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet)."""
+    kind: str = "auto"
+    """``auto``: by the file's ending (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); else the name of a reader: text,
+    jsonl, parquet, datasets, or one of a plugin."""
     text_column: str = "text"
     name: str | None = None
     """``datasets`` only: the configuration's name."""
     split: str = "train"
     """``datasets`` only."""
     encoding: str = "utf-8"
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from data_prep.readers import READERS  # they are built on this file
+
+        return value if value == "auto" else READERS.check(value)
 
 
 class CleanConfig(Config):
@@ -46,11 +54,18 @@ class CleanConfig(Config):
 class SegmentConfig(Config):
     """Word boundaries, for whole word masking."""
 
-    kind: Literal["rjieba", "none"] = "rjieba"
+    kind: str = "rjieba"
     """``rjieba``: for Chinese; it tears words with accents (caf|é). ``none``: for text with spaces; a run of letters
     and digits is a word, whatever pieces the tokenizer makes of it, every other character (and every Chinese one) is a
-    word by itself."""
+    word by itself. Or one of a plugin."""
     hmm: bool = True
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from data_prep.segment import SEGMENTERS  # they are built on this file
+
+        return SEGMENTERS.check(value)
 
 
 BPE_SMALLEST = 261

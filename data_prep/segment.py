@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from configs.errors import DataError
+from configs.plugins import load_plugins
 from configs.registry import Registry
 from data_prep.config import SegmentConfig
 
@@ -126,3 +127,6 @@ class NoSegmenter:
     def describe(self) -> dict[str, str]:
         """Name and version of the rule above; there is no dictionary."""
         return {"name": "none", "version": "1", "hash": ""}
+
+
+load_plugins("segmenters")

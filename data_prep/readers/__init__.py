@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from configs.errors import DataError
+from configs.plugins import load_plugins
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.readers.base import READERS, Reader
 from data_prep.readers.hub import HubReader
@@ -23,6 +24,8 @@ __all__ = [
     "TextReader",
     "open_sources",
 ]
+
+load_plugins("readers")
 
 SAMPLE = Path(__file__).parent.parent / "sample_corpus"
 

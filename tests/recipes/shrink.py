@@ -51,10 +51,11 @@ def save_teacher(preset: str, corpus: Corpus, folder: Path) -> Path:
     torch.manual_seed(7)
     shape = EncoderConfig.model_validate(fields)
     encoder = Encoder(shape)
-    with torch.no_grad():  # large enough that no two tokens look alike
-        for parameter in encoder.parameters():
+    with torch.no_grad():  # tokens stay apart through all layers, and attention is not uniform
+        for name, parameter in encoder.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
+                sharp = "embeddings" in name or "query" in name or "key" in name
+                parameter.normal_(std=0.5 if sharp else 0.05)
     pretrained.save(encoder.state_dict(), shape, corpus.tokenizer_folder, folder)
     return folder
 

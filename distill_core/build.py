@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
 from configs.loader import to_yaml
 from data_prep.corpus import Corpus
 from data_prep.inspect import samples as masked_samples
@@ -111,6 +112,7 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
     found, passed = checkpoint.newest(folder / "checkpoints")
     if found is not None:
         checkpoint.check_identity(found.identity, identity, f"The checkpoint {found.folder}")
+    stage = stage.model_copy(update={"objective": with_token_ids(config, stage, corpus)})
     task = stage_task(config, stage, corpus)
     models = stage_models(config, index, corpus, [] if task is None else task.labels)
     module, teachers = wrap(stage, models, rank)
@@ -159,6 +161,25 @@ def stage_task(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> Task |
         assert made is not None
         rows = config.stage_folder(made) / "rows.jsonl"
     return read_task(config.tasks[stage.task], rows, tokenizer)
+
+
+def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> list[TermConfig]:
+    """The stage's losses with entries of the vocabulary turned into their ids.
+
+    Raises:
+        ConfigError: there is no such entry.
+    """
+    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
+    ids = {piece: number for number, piece in enumerate(pieces)}
+
+    def token_id(piece: str) -> int:
+        if piece not in ids:
+            near = difflib.get_close_matches(piece, pieces, n=3, cutoff=0.3)
+            hint = f" Near: {', '.join(map(repr, near))}." if near else ""
+            raise ConfigError(f"Stage {stage.name!r}: the vocabulary has no entry {piece!r}.{hint}")
+        return ids[piece]
+
+    return [term.resolved(token_id) for term in stage.objective]
 
 
 def stage_labels(config: RunConfig, stage: TrainedStage) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Annotated, Literal
 
@@ -46,8 +46,9 @@ class LogitsConfig(TermConfig):
     """Of ``flsw``."""
     probability_shift: bool = False
     """Exchange the teacher's highest logit with the gold label's; rows that are not masked have none and stay."""
-    fair_pairs: list[tuple[int, int]] = []
-    """Pairs of token ids (he, she) to both of which the teacher gives the mean of their logits, after any shift."""
+    fair_pairs: list[tuple[int | str, int | str]] = []
+    """Pairs of vocabulary entries or their ids (he, she) to both of which the teacher gives the mean of their logits,
+    after any shift."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LogitsConfig:
@@ -56,11 +57,15 @@ class LogitsConfig(TermConfig):
         for name, rules in (("beta", ("flsw", "cwsm")), ("gamma", ("flsw",))):
             if (getattr(self, name) is not None) != (self.temperature_rule in rules):
                 raise ValueError(f"`{name}` belongs to temperature_rule: {' or '.join(rules)}, and is required there")
-        tokens = [token for pair in self.fair_pairs for token in pair]
+        tokens = [str(token) for pair in self.fair_pairs for token in pair]
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
         if twice:
-            raise ValueError(f"fair_pairs names {', '.join(map(str, twice))} more than once; a token has one partner")
+            raise ValueError(f"fair_pairs names {', '.join(twice)} more than once; a token has one partner")
         return self
+
+    def resolved(self, token_id: Callable[[str], int]) -> LogitsConfig:
+        pairs = [tuple(token_id(t) if isinstance(t, str) else t for t in pair) for pair in self.fair_pairs]
+        return self.model_copy(update={"fair_pairs": pairs})
 
 
 class LogitsMatch(Term):
@@ -79,7 +84,9 @@ class LogitsMatch(Term):
         super().__init__(config, student, teacher)
         teacher = taught(config.kind, teacher)
         need_equal_vocabularies(config.kind, student, teacher)
-        outside = [token for pair in config.fair_pairs for token in pair if not 0 <= token < teacher.vocab_size]
+        # Entries that are still text (a plan, before the vocabulary is there) count as pair by pair the same token.
+        numbers = [[token if isinstance(token, int) else 0 for token in pair] for pair in config.fair_pairs]
+        outside = [token for pair in numbers for token in pair if not 0 <= token < teacher.vocab_size]
         if outside:
             raise ConfigError(
                 f"{config.kind} has fair_pairs with the token id {outside[0]}, but the vocabulary has ids 0 to "
@@ -87,7 +94,7 @@ class LogitsMatch(Term):
             )
         self.config = config
         self.count = COUNTED[config.positions]
-        pairs = torch.tensor(config.fair_pairs, dtype=torch.int64) if config.fair_pairs else None
+        pairs = torch.tensor(numbers, dtype=torch.int64) if numbers else None
         self.register_buffer("fair_pairs", pairs, persistent=False)
 
     def needs(self) -> Needs:

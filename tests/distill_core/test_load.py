@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
+from configs.loader import validate
 from data_prep.corpus import Corpus
+from distill_core.build import with_token_ids
+from distill_core.config import RunConfig, trained
 from distill_core.load import check_vocabulary
 from distill_core.models.config import EncoderConfig
+from distill_core.objectives.logits import KdKlConfig
 
 
 def shape(vocab_size: int) -> EncoderConfig:
@@ -42,3 +46,24 @@ def test_another_vocabulary_is_refused(tiny_corpus: Corpus, tmp_path: Path) -> N
     padded = teacher(tmp_path, entries[:-3])  # a model with more rows than its vocabulary has lines
     with pytest.raises(DataError, match=rf"3 tokens differ; token {size - 3} is None there"):
         check_vocabulary(shape(size), padded, tiny_corpus, "stage 's'")
+
+
+def test_losses_name_entries_of_the_vocabulary(tiny_corpus: Corpus) -> None:
+    entries = vocabulary(tiny_corpus)
+    pair = (entries[20], 21)
+    stage = {
+        "name": "s",
+        "kind": "distill",
+        "teacher": "t",
+        "student": {"model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}},
+        "objective": [{"kind": "kd_kl", "fair_pairs": [pair]}],
+        "training": {"steps": 1, "global_batch_size": 1},
+    }
+    tree = {"name": "run", "data": {**tiny_corpus.manifest["identity"]}, "stages": [stage]}
+    config = validate(tree, RunConfig)
+    found = with_token_ids(config, trained(config.stages)[0], tiny_corpus)
+    assert isinstance(found[0], KdKlConfig) and found[0].fair_pairs == [(20, 21)]
+    stage["objective"] = [{"kind": "kd_kl", "fair_pairs": [("不在", 21)]}]
+    config = validate(tree, RunConfig)
+    with pytest.raises(ConfigError, match=r"Stage 's': the vocabulary has no entry '不在'"):
+        with_token_ids(config, trained(config.stages)[0], tiny_corpus)

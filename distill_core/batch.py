@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,18 @@ Count = Literal["tokens", "masked", "sampled", "sequences", "pairs", "targets"]
 COUNTS: tuple[Count, ...] = ("tokens", "masked", "sampled", "sequences", "pairs", "targets")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A teacher's outputs of a batch, read from a cache (cache.py): [M, width] at the masked rows, [N, H] by layer."""
+
+    vectors: Tensor | None = None
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Stored:
+        vectors = None if self.vectors is None else self.vectors.to(device, non_blocking=True)
+        return Stored(vectors, {i: values.to(device, non_blocking=True) for i, values in self.hidden.items()})
+
+
 @dataclass
 class Batch:
     """N tokens of B sequences, longest first.
@@ -28,7 +40,8 @@ class Batch:
     ``types``: int64 [N], 0 for the first text and 1 for the second, None: all 0; ``rows``: int64 [M], the masked
     rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed sample
     of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
-    a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages.
+    a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages; ``stored``: the
+    outputs of each teacher, where they are cached.
     """
 
     ids: Tensor
@@ -42,6 +55,7 @@ class Batch:
     targets: Tensor | None = None
     task: str | None = None
     sequence_ids: NDArray[np.uint64] | None = None
+    stored: tuple[Stored, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -80,7 +94,8 @@ class Batch:
         return int((self.targets != IGNORED).sum()) if self.task == "tokens" else len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
-        return self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
+        moved = self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
+        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored))
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], kernel: Kernel = "runs", rows: Tensor | None = None) -> Batch:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,8 @@ from data_prep.corpus import Corpus
 from data_prep.inspect import samples as masked_samples
 from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
-from distill_core.config import PretrainStage, RunConfig, TrainedStage
+from distill_core.cache import AnyTeacher, cache_teachers
+from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedStage
 from distill_core.data import CorpusSource, Loader, Source, held_out_batches
 from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
@@ -59,9 +62,10 @@ class Parts:
     identity: dict[str, Any]
     training: TrainingConfig
     student: StageModel
-    teachers: list[Teacher]
+    teachers: Sequence[AnyTeacher]
     engine: Engine
     loader: Loader
+    held_out: Source
     first_step: int
     steps: int
     monitor: Monitor | None
@@ -81,18 +85,17 @@ class Parts:
         """For each loss term its (teacher, student) layer pairs, with the first teacher."""
         if not self.teachers:
             return [[] for _ in self.terms]
-        depths = (self.teachers[0].encoder.config.num_hidden_layers, self.student.config.num_hidden_layers)
+        depths = (self.teachers[0].config.num_hidden_layers, self.student.config.num_hidden_layers)
         return [term.pairs(*depths) for term in self.terms]
 
     def measure(self) -> Quality:
         """The student (and its first teacher, where it can do the same) on what was kept from training. Collective."""
         teacher = self.teachers[0] if self.teachers else None
         if self.task is None:
-            held_out = CorpusSource(self.corpus.split("held_out"))
-            batches = self._batches(held_out, self.training.evaluate_sequences)
+            batches = self._batches(self.held_out, self.training.evaluate_sequences)
             assert isinstance(self.student, Encoder)
             return masked_lm.evaluate(self.student, teacher, batches, self.rank)
-        if teacher is not None and not isinstance(teacher.encoder, TaskModel):
+        if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
             teacher = None
         dev = self.task.dev
         return task_quality.evaluate(self.student, teacher, dev, self._batches(dev, len(dev)), self.rank)
@@ -131,6 +134,7 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
         for sentence in [] if task is None else task.skipped:
             monitor.line(f"rows of the task that cannot be used: {sentence}")
         monitor.line(f"continuing after step {first_step}" if first_step else "starting")
+    learned, loader, held_out = from_cache(config, index, corpus, teachers, loader, steps, rank, monitor)
     return Parts(
         config,
         index,
@@ -141,13 +145,45 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
         identity,
         training,
         models.student,
-        teachers,
+        learned,
         engine,
         loader,
+        held_out,
         first_step,
         steps,
         monitor,
     )
+
+
+def from_cache(
+    config: RunConfig,
+    index: int,
+    corpus: Corpus,
+    teachers: list[Teacher],
+    loader: Loader,
+    steps: int,
+    rank: Rank,
+    monitor: Monitor | None,
+) -> tuple[Sequence[AnyTeacher], Loader, Source]:
+    """The teachers, the training batches and the held-out ones: from a cache where the stage asks for one."""
+    stage = config.stages[index]
+    if not isinstance(stage, DistillStage) or stage.teacher_cache is None:
+        return teachers, loader, CorpusSource(corpus.split("held_out"))
+    settings, epochs = stage.teacher_cache, math.ceil(steps * loader.global_batch_size / len(loader.source))
+    root = config.stage_folder(index) / "teacher_cache" if settings.folder is None else Path(settings.folder)
+    cached = cache_teachers(
+        settings,
+        root,
+        corpus,
+        config.data.masks,
+        teachers,
+        loader,
+        epochs,
+        stage.training.precision,
+        rank,
+        (lambda text: None) if monitor is None else monitor.line,
+    )
+    return cached.teachers, replace(loader, source=cached.train), cached.held_out
 
 
 def stage_task(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> Task | None:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
+from distill_core.cache import TeacherCacheConfig
 from distill_core.evaluate.pseudo_perplexity import PseudoPerplexityConfig
 from distill_core.models.config import ModelConfig
 from distill_core.models.layer_choice import LayerChoice
@@ -150,6 +151,9 @@ class DistillStage(Config):
     """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
     objective: list[AnyTerm] = Field(min_length=1)
     training: TrainingConfig
+    teacher_cache: TeacherCacheConfig | None = runtime(None)
+    """Compute the teachers' outputs once, keep them on disk, and train without the live teacher; {} for defaults.
+    `distill plan` says whether it pays. A change continues the run with outputs that are the same up to rounding."""
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -161,6 +165,16 @@ class DistillStage(Config):
     def _rows_of_a_task(self) -> DistillStage:
         if self.rows is not None and self.task is None:
             raise ValueError("`rows` belongs to a stage with a `task`")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_of_the_corpus(self) -> DistillStage:
+        if self.teacher_cache is None:
+            return self
+        if self.task is not None:
+            raise ValueError("`teacher_cache` keeps what teachers say about the corpus; a stage with a `task` has none")
+        if self.teacher_cache.precision == "fp32" and self.training.precision == "bf16":
+            raise ValueError("teacher_cache.precision: fp32 keeps no more than bf16 of a teacher that runs in bf16")
         return self
 
 

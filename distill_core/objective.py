@@ -134,6 +134,14 @@ class Teacher(nn.Module):
         self.encoder = encoder.requires_grad_(False).eval()
         self.request = request
 
+    @property
+    def config(self) -> EncoderConfig:
+        return self.encoder.config
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.encoder.parameters())
+
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode: a teacher with live dropout gives noisy targets."""
         return self

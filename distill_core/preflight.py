@@ -11,6 +11,7 @@ import torch
 
 from configs.errors import ConfigError, DataError, OutputError, output_error
 from data_prep.tokenizer import open_tokenizer
+from distill_core.cache import why_not
 from distill_core.config import (
     AnyStage,
     AugmentStage,
@@ -114,9 +115,13 @@ def check_objectives(config: RunConfig, index: int, student: EncoderConfig, voca
         check_same_shape(student, source_shape(config, source, vocab_size, who), f"{who}: init")
     try:
         with torch.device("meta"):
-            objectives(stage, student, teachers)
+            built = objectives(stage, student, teachers)
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from None
+    if isinstance(stage, DistillStage) and stage.teacher_cache is not None:
+        reason = why_not(config.data.masks, built)
+        if reason is not None:
+            raise ConfigError(f"{who}: teacher_cache: the teachers cannot be cached: {reason}.")
 
 
 def check_cut(config: RunConfig, index: int, world_size: int, who: str) -> None:

@@ -97,7 +97,7 @@ def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
     best = read_best(parts.folder) if training.select == "best" else None
     sequences = parts.steps * training.global_batch_size
     tokens = int(sequences * mean_length(parts))
-    first = parts.teachers[0].encoder if parts.teachers else None
+    first = parts.teachers[0] if parts.teachers else None
     facts = {
         "name": stage.name,
         "kind": stage.kind,
@@ -112,7 +112,7 @@ def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
         "labels": parts.student.labels if isinstance(parts.student, TaskModel) else [],
         "pooler": parts.student.config.pooler,
         "teacher": stage.teacher[0].source if stage.kind == "distill" else None,
-        "teacher_parameters": None if first is None else parameters(first),
+        "teacher_parameters": None if first is None else first.parameter_count,
         "corpus_hash": parts.corpus.hash,
         "identity": parts.identity,
         "evaluation": facts_of(quality) if best is None else best["evaluation"],

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from distill_core.batch import Batch
+from distill_core.cache import AnyTeacher
 from distill_core.engine import Rank
 from distill_core.features import MASKED_LOGITS
 from distill_core.models.encoder import Encoder
-from distill_core.objective import Teacher
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate(student: Encoder, teacher: Teacher | None, batches: Iterable[Batch], rank: Rank) -> HeldOut:
+def evaluate(student: Encoder, teacher: AnyTeacher | None, batches: Iterable[Batch], rank: Rank) -> HeldOut:
     """Over all ranks' ``batches`` (every rank has equally many). Collective."""
     was_training = student.training
     student.eval()

@@ -78,7 +78,10 @@ class Predictions(nn.Module):
             self.dense = nn.Linear(config.vocab_size, self.extra, bias=False)
 
     def forward(self, x: Tensor, word_embeddings: nn.Embedding) -> Tensor:
-        x = self.transform(x)
+        return self.decode(self.transform(x), word_embeddings)
+
+    def decode(self, x: Tensor, word_embeddings: nn.Embedding) -> Tensor:
+        """Vocabulary logits [M, V] of vectors that the transform has put out, [M, prediction size]."""
         if not self.extra:
             return F.linear(x, word_embeddings.weight, self.bias)
         words, rest = x[:, : -self.extra], x[:, -self.extra :]

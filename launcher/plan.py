@@ -35,6 +35,8 @@ from distill_core.models.layer_choice import chosen_layers
 from distill_core.objective import Objective
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
+from launcher.flops import forward_flops
+from launcher.plan_cache import CachePlan, TeacherCost, cache_plan, kept_bytes, teacher_cost
 
 BYTES_PER_TOKEN = 3.05
 """UTF-8 Chinese in WordPiece, JSON lines or text; 3.02 and 3.04 on two of our corpora."""
@@ -97,6 +99,8 @@ class StagePlan:
     flops_per_token: float
     memory: Memory
     checkpoint_bytes: float
+    cache: CachePlan | None = None
+    """Of a distill stage on the corpus: live or cached teachers."""
 
     @property
     def flops(self) -> float:
@@ -217,17 +221,6 @@ def stage_shape(config: RunConfig, index: int, vocab_size: int) -> EncoderConfig
     return source_shape(config, stage, source, vocab_size)
 
 
-def forward_flops(model: EncoderConfig, mean_length: float, masked: float) -> float:
-    """One token's forward pass; ``masked``: the share of tokens at which the vocabulary's logits are computed."""
-    if model.bottleneck is None:
-        matrices = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.intermediate_size
-    else:
-        matrices = model.layer_parameters()  # the biases among them hardly count
-    layer = 2 * matrices + 4 * model.attention_size * mean_length
-    head = 2 * model.prediction_size * (model.hidden_size + model.vocab_size)
-    return model.num_hidden_layers * layer + masked * head
-
-
 # ---------------------------------------------------------------- stages
 
 
@@ -251,10 +244,16 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     needs = [objective.needs() for objective in losses]
     rate = max(logit_share(config, stage, need.student) for need in needs)
     flops = 3 * forward_flops(student, data.mean_length, rate) + 3 * 2 * projections
-    for need, (_, shape) in zip(needs, teachers, strict=bool(teachers)):
-        flops += forward_flops(shape, data.mean_length, logit_share(config, stage, need.teacher))
     steps = training.total_steps(data.sequences)
     sequences = steps * training.global_batch_size
+    epochs = sequences / data.sequences if data.sequences else None
+    cost, cache = TeacherCost(), None
+    for need, (_, shape) in zip(needs, teachers, strict=bool(teachers)):
+        share = logit_share(config, stage, need.teacher)
+        cost += teacher_cost(shape, need.teacher, data.mean_length, share, kept_bytes(stage))
+    if isinstance(stage, DistillStage) and stage.task is None:
+        cache = cache_plan(stage, config.data.masks, losses, cost, flops, data.tokens, epochs)
+    flops = flops + cost.live if cache is None else cache.stage_flops
     micro_steps = max(
         1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens))
     )
@@ -272,11 +271,12 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         steps=steps,
         sequences=sequences,
         tokens=sequences * data.mean_length,
-        epochs=sequences / data.sequences if data.sequences else None,
+        epochs=epochs,
         micro_steps=micro_steps,
         flops_per_token=flops,
         memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
+        cache=cache,
     )
 
 

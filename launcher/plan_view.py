@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from distill_core.config import RunConfig, trained
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
+from launcher.plan_cache import CachePlan, speed_up
 from launcher.watch import duration
 
 EFFICIENCY = 0.4
@@ -45,9 +47,13 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
     for table in (models_table(plan), costs_table(plan), memory_table(plan), *layered):
         console.print()
         console.print(table)
+    speeds = [probe(stage, config) for stage in plan.stages] if with_probe else None
+    for shown in cache_tables(plan, speeds):
+        console.print()
+        console.print(shown)
     console.print()
-    if with_probe:
-        for line in time_lines(plan, [probe(stage, config) for stage in plan.stages]):
+    if speeds is not None:
+        for line in time_lines(plan, speeds):
             console.print(Text(line))
     console.print(Text("All figures but parameters, steps and sequences are estimates.", "dim"))
 
@@ -63,6 +69,9 @@ def data_lines(plan: Plan) -> list[str]:
         how = "counted" if data.exact else "estimated from the sizes of the sources; `distill prep` counts them"
         lines = [f"data: {amount(data.tokens)} training tokens in {amount(data.sequences)} sequences ({how})"]
     disk = [f"checkpoints and models {size(sum(s.checkpoint_bytes for s in plan.stages))}"]
+    kept = [stage.cache.all_bytes for stage in plan.stages if stage.cache is not None and stage.cache.chosen]
+    if kept:
+        disk.append(f"teacher outputs {known(None if None in kept else sum(b or 0 for b in kept), size)}")
     if plan.shard_bytes is not None:
         disk.insert(0, f"shards {size(plan.shard_bytes)}")
     return [*lines, f"vocabulary: {data.vocab_size:,} tokens", f"disk: {', '.join(disk)}"]
@@ -127,6 +136,50 @@ def layers_table(stage: StagePlan) -> Table:
     return table
 
 
+def cache_tables(plan: Plan, speeds: list[Speed] | None) -> list[Table | Text]:
+    """For each distill stage on the corpus: its teachers live or cached, or why they cannot be cached."""
+    found: list[Table | Text] = []
+    for number, stage in enumerate(plan.stages):
+        if stage.cache is None:
+            continue
+        if stage.cache.refused is not None:
+            found.append(Text(f"{stage.name}: the teacher cannot be cached: {stage.cache.refused}."))
+            continue
+        rate = None
+        if speeds is not None:
+            speed = speeds[number]
+            rate = speed.flops * EFFICIENCY * units_of(plan, speed) / stage.cache.step_cached
+        found.append(cache_table(stage.name, stage.cache, rate))
+    return found
+
+
+def cache_table(name: str, cache: CachePlan, tokens_per_second: float | None) -> Table:
+    table = _table(f"{name}: teacher", "live", "cached")
+    cost, views = cache.cost, f"{cache.views} mask view{'s' if cache.views > 1 else ''}"
+    table.add_row("FLOPs/token, teacher", amount(cost.live), amount(cost.cached))
+    table.add_row("FLOPs/token, step", amount(cache.step_live), amount(cache.step_cached))
+    faster = f"{speed_up(cache.step_live, cache.step_cached):.3g}x"
+    table.add_row("speed-up of a step, at most", "", faster)
+    if cache.reuse is not None:
+        table.add_row("speed-up with writing it, at most", "", f"{speed_up(cache.step_live, cache.stage_cached):.3g}x")
+    table.add_row("disk", "", f"{size(cost.bytes)}/token, {known(cache.view_bytes, size)} a view")
+    table.add_row("disk in all", "", f"{known(cache.all_bytes, size)}, {views}")
+    pays = "never pays" if cache.pays_from is None else f"pays from {cache.pays_from}"
+    table.add_row("readings of a masked copy", "", f"{known(cache.reuse, '{:.2g}'.format)} ({pays})")
+    if tokens_per_second is not None:
+        rate = f"{size(cache.read_rate(tokens_per_second))}/s at {amount(tokens_per_second)} tokens/s"
+        table.add_row("reading from disk", "", rate)
+    table.caption = (
+        f"this run: {'cached' if cache.chosen else 'live (teacher_cache: {} caches)'}; at most: by FLOPs; a "
+        "narrow student reaches less of the peak speed than a wide teacher, so expect less"
+    )
+    return table
+
+
+def known(value: float | None, form: Callable[[float], str]) -> str:
+    return "?" if value is None else form(value)
+
+
 def _arrow(stage: StagePlan) -> str:
     return "->\\[W]" if stage.projections else "->"
 
@@ -180,8 +233,7 @@ def _fastest(a: torch.Tensor, b: torch.Tensor) -> float:
 def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
     """The estimate of training time: on a CPU the ranks share all cores, on GPUs each has its own."""
     seconds = [
-        seconds_of(stage, speed, min(plan.ranks, speed.units) if speed.gpu else speed.units)
-        for stage, speed in zip(plan.stages, speeds, strict=True)
+        seconds_of(stage, speed, units_of(plan, speed)) for stage, speed in zip(plan.stages, speeds, strict=True)
     ]
     parts = [f"{stage.name} {duration(each)}" for stage, each in zip(plan.stages, seconds, strict=True)]
     flops = sum(stage.flops for stage in plan.stages)
@@ -189,6 +241,10 @@ def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
         f"training: {amount(flops)}FLOP; estimate {duration(sum(seconds))} here ({speeds[0].name}): {', '.join(parts)}",
         "  + preparation, evaluation and start-up",
     ]
+
+
+def units_of(plan: Plan, speed: Speed) -> int:
+    return min(plan.ranks, speed.units) if speed.gpu else speed.units
 
 
 def seconds_of(stage: StagePlan, speed: Speed, units: int) -> float:

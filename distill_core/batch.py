@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill_core.features import Rows
 from distill_core.models.attention import AttentionLayout, Kernel, layout
+from distill_core.references.reference import References
 
 Count = Literal["tokens", "masked", "sampled", "sequences", "pairs", "targets"]
 """What losses are averaged over. ``pairs``: query-key pairs (the sum of squared lengths); ``targets``: labels."""
@@ -41,7 +42,8 @@ class Batch:
     rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed sample
     of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
     a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages; ``stored``: the
-    outputs of each teacher, where they are cached.
+    outputs of each teacher, where they are cached; ``references``: of a student that reads them
+    (distill_core/references/).
     """
 
     ids: Tensor
@@ -56,6 +58,7 @@ class Batch:
     task: str | None = None
     sequence_ids: NDArray[np.uint64] | None = None
     stored: tuple[Stored, ...] = ()
+    references: References | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -95,7 +98,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
-        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored))
+        references = None if self.references is None else self.references.to(device)
+        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored), references=references)
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], kernel: Kernel = "runs", rows: Tensor | None = None) -> Batch:

@@ -29,6 +29,8 @@ from distill_core.models.encoder import Encoder
 from distill_core.monitor import Monitor
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives.base import TermConfig
+from distill_core.references.prepare import StageReferences, prepare_references
+from distill_core.references.store import Reader
 from distill_core.tasks import quality as task_quality
 from distill_core.tasks.load import Task, read_labels, read_task
 from distill_core.tasks.model import StageModel, TaskModel
@@ -69,6 +71,7 @@ class Parts:
     first_step: int
     steps: int
     monitor: Monitor | None
+    references: StageReferences | None
 
     @property
     def stage(self) -> TrainedStage:
@@ -92,13 +95,17 @@ class Parts:
         """The student (and its first teacher, where it can do the same) on what was kept from training. Collective."""
         teacher = self.teachers[0] if self.teachers else None
         if self.task is None:
-            batches = self._batches(self.held_out, self.training.evaluate_sequences)
+            batches = self._batches(self._seen(self.held_out), self.training.evaluate_sequences)
             assert isinstance(self.student, Encoder)
             return masked_lm.evaluate(self.student, teacher, batches, self.rank)
         if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
             teacher = None
         dev = self.task.dev
-        return task_quality.evaluate(self.student, teacher, dev, self._batches(dev, len(dev)), self.rank)
+        return task_quality.evaluate(self.student, teacher, dev, self._batches(self._seen(dev), len(dev)), self.rank)
+
+    def _seen(self, source: Source) -> Source:
+        """What was kept from training, with its references."""
+        return source if self.references is None else self.references.seen(source, "held_out")
 
     def _batches(self, source: Source, limit: int) -> Any:
         loader = self.loader
@@ -121,6 +128,8 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
     module, teachers = wrap(stage, models, rank)
     source: Source = CorpusSource(corpus.split("train"), config.seed, sampled_share(module, training))
     source = source if task is None else task.train
+    references = stage_references(stage, folder, corpus, task, teachers, identity, rank)
+    source = source if references is None else references.seen(source, "train")
     loader = make_loader(config, training, source, rank)
     check_teacher_heads(stage, models, teachers, loader, corpus, rank)
     state = found.read() if found is not None else None
@@ -152,6 +161,7 @@ def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: d
         first_step,
         steps,
         monitor,
+        references,
     )
 
 
@@ -236,6 +246,24 @@ def wrap(stage: TrainedStage, models: Models, rank: Rank) -> tuple[Distillation,
         frozen = teacher.model.to(rank.device, DTYPES[stage.training.precision])
         teachers.append(Teacher(frozen, objective.needs().teacher))
     return module, teachers
+
+
+def stage_references(
+    stage: TrainedStage,
+    folder: Path,
+    corpus: Corpus,
+    task: Task | None,
+    teachers: list[Teacher],
+    identity: dict[str, Any],
+    rank: Rank,
+) -> StageReferences | None:
+    """Retrieval and the first teacher's vectors, for a stage that has references. Collective."""
+    if not isinstance(stage, DistillStage) or stage.references is None:
+        return None
+    training = stage.training
+    kernel = choose_kernel(training.attention, rank.device)
+    reader = Reader(teachers[0].encoder, rank.device, kernel, training.micro_batch_tokens)
+    return prepare_references(stage, folder, corpus, task, reader, identity, rank)
 
 
 def sampled_share(module: Distillation, training: TrainingConfig) -> float | None:

@@ -19,6 +19,7 @@ from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
 from distill_core.objectives.logits import MlmConfig
 from distill_core.objectives.task import TaskLossConfig
+from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.augment import AugmentConfig
 from distill_core.tasks.config import TaskConfig
 from distill_core.training import TrainingConfig
@@ -149,6 +150,8 @@ class DistillStage(Config):
     """A name from the run's `tasks`: the stage reads its rows instead of the corpus."""
     rows: str | None = None
     """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
+    references: ReferencesConfig | None = None
+    """The student also reads the first teacher's vectors of the most similar other training text (RefBERT)."""
     objective: list[AnyTerm] = Field(min_length=1)
     training: TrainingConfig
     teacher_cache: TeacherCacheConfig | None = runtime(None)
@@ -173,6 +176,8 @@ class DistillStage(Config):
             return self
         if self.task is not None:
             raise ValueError("`teacher_cache` keeps what teachers say about the corpus; a stage with a `task` has none")
+        if self.references is not None:
+            raise ValueError("`teacher_cache` and `references` do not go together yet; take one of them")
         if self.teacher_cache.precision == "fp32" and self.training.precision == "bf16":
             raise ValueError("teacher_cache.precision: fp32 keeps no more than bf16 of a teacher that runs in bf16")
         return self

@@ -19,6 +19,7 @@ from distill_core.features import FeatureRequest
 from distill_core.model_card import model_card
 from distill_core.models import pretrained
 from distill_core.outcome import Outcome, StageOutcome, data_folder, read_outcome, stage_folder
+from distill_core.references.weights import copy_references
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.model import StageModel, TaskModel
 
@@ -82,7 +83,7 @@ def _stage_index(config: RunConfig, stage: str | None) -> int:
 
 
 def write_folder(outcome: Outcome, stage: StageOutcome, target: Path) -> None:
-    """Model, tokenizer (with vocab.txt) and README.md into ``target``."""
+    """Model, tokenizer (with vocab.txt), README.md and what a student with references has into ``target``."""
     for name in MODEL_FILES:
         if not (stage.model_folder / name).is_file():
             raise DataError(
@@ -91,6 +92,7 @@ def write_folder(outcome: Outcome, stage: StageOutcome, target: Path) -> None:
                 "its last checkpoint."
             )
         shutil.copyfile(stage.model_folder / name, target / name)
+    copy_references(stage.model_folder, stage.folder / "references", target)
     # The corpus's tokenizer fills in what the model folder may lack.
     for source in (data_folder(outcome.config, outcome.folder) / "tokenizer", stage.model_folder):
         pretrained.copy_tokenizer(source, target)

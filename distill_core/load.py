@@ -21,6 +21,7 @@ from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.initialise import initialise, load_into
 from distill_core.objective import Distillation, Objective
+from distill_core.references.weights import with_references
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.model import StageModel, TaskModel
@@ -67,6 +68,9 @@ def stage_models(config: RunConfig, index: int, corpus: Corpus, labels: list[str
     teachers = [_teacher(config, teacher, task, labels, corpus, who) for teacher in stage.teacher]
     first = teachers[0].model
     student = _student(config, stage.student, first.encoder if isinstance(first, TaskModel) else first, corpus, who)
+    if stage.references is not None:
+        begun = None if stage.student.init.source is None else config.model_source(stage.student.init.source)
+        student = with_references(student, stage.references, first.config.hidden_size, begun, who)
     return Models(student if task is None else TaskModel(student, task.kind, labels), teachers)
 
 

@@ -199,7 +199,7 @@ def describe_model(name: str, source: str, stages: list[StageOutcome]) -> ModelO
         accuracy=quality.get("accuracy"),
         agreement=evaluation.get("agreement") if own is not None else None,
         masked_tokens=evaluation.get("masked_tokens"),
-        bytes_on_disk=weights_bytes(Path(source)),
+        bytes_on_disk=_added(weights_bytes(Path(source)), ((own and own.done) or {}).get("references")),
         is_stage=own is not None,
     )
 
@@ -222,6 +222,11 @@ def describe_task(config: RunConfig, stage: StageOutcome) -> TaskOutcome | None:
         rows=found["rows"],
         selected_step=stage.done["selected_step"],
     )
+
+
+def _added(weights: int | None, references: dict[str, Any] | None) -> int | None:
+    """A model that reads references is as large as all that it needs: store and index too."""
+    return weights if weights is None or not references else weights + int(references["bytes"])
 
 
 def weights_bytes(folder: Path) -> int | None:

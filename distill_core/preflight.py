@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.initialise import check_init, check_same_shape
+from distill_core.references.check import check_stage
 
 VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
@@ -59,6 +61,7 @@ def check(config: RunConfig, world_size: int) -> None:
         check_cut(config, index, world_size, who)
         student = stage_shape(config, index, vocab_size)
         check_shape(config, stage, student, who)
+        check_stage(config, stage, student, partial(source_shape, config, vocab_size=vocab_size, who=who), who)
         check_objectives(config, index, student, vocab_size, who)
 
 

@@ -17,6 +17,8 @@ from configs.errors import output_error
 from data_prep.shards import sync
 from distill_core.build import Parts, Quality
 from distill_core.models import pretrained
+from distill_core.references.measure import reference_facts
+from distill_core.references.weights import save_extra, split_state
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.model import TaskModel
 
@@ -71,12 +73,14 @@ def write_model(parts: Parts, weights: dict[str, Tensor]) -> None:
     if parts.training.select == "best":
         weights = load_file(parts.folder / "best" / "weights.safetensors")
     student = {n.removeprefix("student."): w for n, w in weights.items() if n.startswith("student.")}
+    student, extra = split_state(student)
     folder, model, tokenizer = parts.folder / "model", parts.student, parts.corpus.tokenizer_folder
     try:
         if isinstance(model, TaskModel):
             task_models.save(student, model.config, model.kind, model.labels, tokenizer, folder)
         else:
             pretrained.save(student, model.config, tokenizer, folder)
+        save_extra(model, extra, folder)
         for path in folder.iterdir():  # on the disk before DONE.json says so
             sync(path)
     except OSError as error:
@@ -117,6 +121,7 @@ def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
         "identity": parts.identity,
         "evaluation": facts_of(quality) if best is None else best["evaluation"],
         "selected_step": parts.steps if best is None else best["step"],
+        "references": reference_facts(parts.references, parts.folder / "model"),
         "world_size": parts.rank.world_size,
         "precision": training.precision,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

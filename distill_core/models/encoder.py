@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_core.batch import Batch
-from distill_core.features import FeatureRequest, Features
+from distill_core.features import FeatureRequest, Features, Heads
 from distill_core.models.bottleneck import BottleneckLayer
 from distill_core.models.config import EncoderConfig
 from distill_core.models.embeddings import Embeddings, TrigramEmbeddings
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
         if 0 in request.hidden:
             features.hidden[0] = x
         for index in range(request.deepest(self.config.num_hidden_layers)):
-            x, heads = self.bert.encoder.layer[index](x, batch.layout)
+            x, heads = self.run_layer(index, x, batch)
             if index + 1 in request.hidden:
                 features.hidden[index + 1] = x
             if index + 1 in request.heads:
@@ -131,6 +131,10 @@ class Encoder(nn.Module):
             features.pooled = self._pooled(x, batch)
         self._logits(x, batch, request, features)
         return features
+
+    def run_layer(self, index: int, x: Tensor, batch: Batch) -> tuple[Tensor, Heads]:
+        """Layer ``index`` (from 0) of hidden state ``x``: the next hidden state, and query, key and value."""
+        return self.bert.encoder.layer[index](x, batch.layout)  # type: ignore[no-any-return]
 
     def _pooled(self, x: Tensor, batch: Batch) -> Tensor:
         if not self.config.pooler:

@@ -1,0 +1,1 @@
+"""RefBERT: students that also see the teacher's reading of the most similar other text (docs/refbert.md)."""

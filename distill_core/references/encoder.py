@@ -59,8 +59,8 @@ class ReferencedEncoder(Encoder):
         nn.Module.__init__(self)
         shape = encoder.config
         self.config = shape
-        self.bert = encoder.bert
-        self.cls = encoder.cls
+        for name, part in encoder.named_children():  # a task's encoder has no masked-LM head
+            self.add_module(name, part)
         self.settings = settings
         heads, eps = shape.num_attention_heads, shape.layer_norm_eps
         self.references = TeacherMap(

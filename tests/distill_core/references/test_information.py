@@ -14,7 +14,7 @@ NX, NR, NT = 3, 2, 4
 
 
 def covariance(seed: int, uses_reference: bool) -> Matrix:
-    """Of (X, R, T) with T = A X + B R + noise; without ``uses_reference`` B = 0, so that R says of T only what X says."""
+    """Of (X, R, T) with T = A X + B R + noise; without ``uses_reference`` B = 0, so that R adds nothing to X."""
     generator = np.random.default_rng(seed)
     root = generator.normal(size=(NX + NR, NX + NR))
     inputs = root @ root.T + np.eye(NX + NR)

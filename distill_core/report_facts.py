@@ -157,6 +157,40 @@ def chain_tables(outcome: Outcome) -> Iterator[Table]:
     yield Table("Stages", ["stage", "kind", "teacher", "model", "begins with", "objective"], rows, 6)
     columns = ["stage", "state", "steps", "batch", "learning rate", "warm-up", "precision", "ZeRO"]
     yield Table("Settings", columns, [settings(stage) for stage in outcome.stages], 2)
+    dones = {stage.name: (stage.done or {}).get("references") for stage in outcome.stages}
+    found = [(name, facts) for name, facts in dones.items() if facts]
+    if found:
+        yield reference_table(found)
+
+
+def reference_table(found: list[tuple[str, dict[str, Any]]]) -> Table:
+    """What references cost the stages that have them: bytes that belong to the model, milliseconds a text."""
+    columns = [
+        "stage",
+        "variant",
+        "texts",
+        "store",
+        "index",
+        "with a reference",
+        "plain",
+        "retrieval",
+        "with references",
+    ]
+    rows = []
+    for name, facts in found:
+        times = facts["milliseconds"]
+        rows.append(
+            [
+                name,
+                facts["variant"] + (" with a gate" if facts["gate"] else ""),
+                f"{facts['texts']:,}",
+                f"{facts['store_bytes'] / 1e6:,.1f} MB",
+                f"{facts['index_bytes'] / 1e6:,.1f} MB",
+                f"{facts['matched']['held_out']:.1%}",
+                *(f"{times[part]:.2f} ms" for part in ("plain", "retrieval", "with_references")),
+            ]
+        )
+    return Table("References (RefBERT)", columns, rows, 2)
 
 
 def shape(stage: StageOutcome, vocab_size: int | None) -> list[str]:

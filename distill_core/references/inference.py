@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class ReferencedModel:
-    """``model`` in eval mode, on the CPU, with the index and the store of its references.
+    """``model`` in eval mode (on the CPU, or where it is moved to), with the index and the store of its references.
 
     A text's own exact duplicate is never its reference, as in training.
     """
@@ -71,7 +71,7 @@ class ReferencedModel:
         return replace(one_stream(ids), types=np.array(types, np.int64))
 
     def batch(self, texts: Texts, references: bool = True) -> Batch:
-        """The texts as a batch, in their order, with their references."""
+        """The texts as a batch (on the CPU), in their order, with their references."""
         lengths = np.diff(texts.offsets)
         positions = np.arange(len(texts.ids)) - np.repeat(texts.offsets[:-1], lengths)
         types = torch.from_numpy(texts.types) if texts.types.any() else None
@@ -88,7 +88,8 @@ class ReferencedModel:
         ``references: False``: as the plain student.
         """
         default = FeatureRequest(task=True) if isinstance(self.model, TaskModel) else _ALL
-        found: Features = self.model(self.batch(self.texts(sentences), references), request or default)
+        batch = self.batch(self.texts(sentences), references).to(next(self.model.parameters()).device)
+        found: Features = self.model(batch, request or default)
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,8 @@ from data_prep.corpus import Corpus
 from data_prep.pipeline import prepare
 from tests.distill_core.finished import Finished, copy_finished, make_finished
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tests run side by side, and sums do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# One thread, as ranks have on a CPU: sums have one order, and test workers do not compete for cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

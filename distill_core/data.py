@@ -267,8 +267,11 @@ def held_out_batches(
     A corpus is seen under mask view 0.
     """
     index, _ = samples(0, min(limit, len(source)), len(source), seed)
-    if len(index) < world_size:  # every rank needs one; whole copies leave the means as they are
+    try:
+        bins = cut(source.lengths(index), world_size, micro_batch_tokens)
+    except DataError:  # too few to give every rank one; whole copies leave the means as they are
         index = np.tile(index, world_size)
-    for micro in cut(source.lengths(index), world_size, micro_batch_tokens):
+        bins = cut(source.lengths(index), world_size, micro_batch_tokens)
+    for micro in bins:
         mine = index[micro[rank]]
         yield source.batch(mine, np.zeros(len(mine), np.int64), kernel)

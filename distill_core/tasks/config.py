@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from configs.loader import Config, runtime
+from configs.loader import Config
 from distill_core.tasks.metrics import METRICS
 from distill_core.tasks.rows import Columns, TaskKind
 
@@ -22,9 +22,9 @@ class TaskConfig(Config):
     """Their order in the model; default: sorted, as found in ``train``."""
     max_length: int = Field(default=128, ge=8)
     """Tokens of a sequence; longer texts are cut (``tokens``, ``span``: into several sequences)."""
-    stride: int = Field(default=64, ge=1)
-    """``span``: tokens by which the windows over a long text overlap."""
-    metric: str | None = runtime(None)
+    stride: int | None = Field(default=None, ge=1)
+    """``span``: tokens by which the windows over a long text overlap; default: a quarter of ``max_length``."""
+    metric: str | None = None
     """By which `select: best` chooses; default: accuracy, pearson, f1 (tokens) or f1 (span)."""
 
     @model_validator(mode="after")
@@ -33,9 +33,17 @@ class TaskConfig(Config):
             raise ValueError(f"metric {self.metric!r} is not one of {', '.join(METRICS[self.kind])} ({self.kind})")
         if self.labels is not None and self.kind in ("regression", "span"):
             raise ValueError(f"`labels` has no meaning for a task of kind {self.kind}")
-        if self.kind == "span" and self.stride >= self.max_length // 2:
-            raise ValueError(f"stride {self.stride} must be less than half of max_length {self.max_length}")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"`labels` must be at least two different names, not {', '.join(self.labels) or 'none'}")
+        if self.stride is not None and self.kind != "span":
+            raise ValueError(f"`stride` has no meaning for a task of kind {self.kind}")
+        if self.overlap >= self.max_length // 2:
+            raise ValueError(f"stride {self.overlap} must be less than half of max_length {self.max_length}")
         return self
+
+    @property
+    def overlap(self) -> int:
+        return self.max_length // 4 if self.stride is None else self.stride
 
     @property
     def main_metric(self) -> str:

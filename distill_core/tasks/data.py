@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.rows import Row
 
 Ints = NDArray[np.int64]
+_HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 @dataclass
@@ -30,7 +32,8 @@ class TaskData:
     classification int64 [n], regression float32 [n], tokens int64 [N] (-100 where there is no label), span int64
     [n, 2], first and last token of the answer in its sequence (0, 0 = [CLS]: not in this window). ``owner``: int64 [n],
     the row of each sequence; ``places``: int64 [N], for ``tokens`` the row's token, for ``span`` the character of
-    the context at which the token begins, -1 elsewhere.
+    the context at which the token begins, -1 elsewhere; ``ends``: int64 [N], for ``span`` the character before which
+    the token ends, -1 elsewhere.
     """
 
     task: TaskConfig
@@ -42,6 +45,7 @@ class TaskData:
     targets: NDArray[Any]
     owner: Ints
     places: Ints
+    ends: Ints
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -81,13 +85,18 @@ class _Builder:
     targets: list[Any] = field(default_factory=list)
     owner: list[int] = field(default_factory=list)
     places: list[Ints] = field(default_factory=list)
+    ends: list[Ints] = field(default_factory=list)
 
-    def add(self, ids: Ints, second: int, target: Any, owner: int, places: Ints | None = None) -> None:
+    def add(
+        self, ids: Ints, second: int, target: Any, owner: int, places: Ints | None = None, ends: Ints | None = None
+    ) -> None:
+        nowhere = np.full(len(ids), -1, np.int64)
         self.ids.append(ids)
         self.seconds.append(second)
         self.targets.append(target)
         self.owner.append(owner)
-        self.places.append(np.full(len(ids), -1, np.int64) if places is None else places)
+        self.places.append(nowhere if places is None else places)
+        self.ends.append(nowhere if ends is None else ends)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,16 @@ class _Pieces:
     def middle(self) -> Ints:
         """Between two texts: [SEP]; twice for byte-level BPE (RoBERTa's </s></s>)."""
         return np.concatenate([self.sep, self.sep]) if self.tokenizer.kind == "bpe" else self.sep
+
+    def second(self, first: Ints, whole: Ints) -> int:
+        """Where the tokens of type 1 begin; RoBERTa's tokenizers make none."""
+        return len(whole) if self.tokenizer.kind == "bpe" else len(first)
+
+    def spaced(self, tokens: Sequence[str]) -> list[str]:
+        """The tokens of a row as they would stand in its text: byte-level BPE writes the space into the next word."""
+        if self.tokenizer.kind != "bpe":
+            return list(tokens)
+        return [token if place == 0 or _HAN.match(token) else f" {token}" for place, token in enumerate(tokens)]
 
     def encode(self, texts: Sequence[str]) -> list[tuple[Ints, Ints]]:
         """(ids, first characters) of each text, int64."""
@@ -138,6 +157,7 @@ def make_data(rows: list[Row], labels: list[str], task: TaskConfig, tokenizer: T
         targets=targets.astype(np.float32 if task.kind == "regression" else np.int64),
         owner=np.array(out.owner, np.int64),
         places=np.concatenate(out.places),
+        ends=np.concatenate(out.ends),
     )
 
 
@@ -165,40 +185,35 @@ def _sequences(rows: list[Row], labels: list[str], pieces: _Pieces, out: _Builde
         a = a[:left]
         b = b[: room - len(a)]
         first = np.concatenate([pieces.cls, a, pieces.middle])
-        out.add(np.concatenate([first, b, pieces.sep]), len(first), target, number)
+        ids = np.concatenate([first, b, pieces.sep])
+        out.add(ids, pieces.second(first, ids), target, number)
 
 
 def _tokens(rows: list[Row], labels: list[str], pieces: _Pieces, out: _Builder) -> None:
     """Token classification: a label on the first piece of each token; long rows go on in further sequences."""
     numbers = {name: i for i, name in enumerate(labels)}
     room = pieces.task.max_length - 2
-    encoded = iter(pieces.encode([token for row in rows for token in row.tokens or ()]))
-    unknown = np.array([pieces.tokenizer.special_ids["unk"]], np.int64)
+    encoded = iter(pieces.encode([token for row in rows for token in pieces.spaced(row.tokens or ())]))
+    cls, sep, unknown = (pieces.tokenizer.special_ids[part] for part in ("cls", "sep", "unk"))
     for number, row in enumerate(rows):
-        assert row.tokens is not None and row.tags is not None
-        ids: list[Ints] = []
-        targets: list[Ints] = []
-        places: list[Ints] = []
+        ids, targets, places = [cls], [IGNORED], [-1]
 
-        def flush(ids: list[Ints], targets: list[Ints], places: list[Ints], number: int = number) -> None:
-            edge, none = np.array([IGNORED]), np.array([-1])
-            whole = np.concatenate([pieces.cls, *ids, pieces.sep])
-            marks = np.concatenate([none, *places, none])
-            out.add(whole, len(whole), np.concatenate([edge, *targets, edge]), number, marks)
+        def flush() -> None:
+            whole = np.array([*ids, sep])  # noqa: B023
+            target, marks = np.array([*targets, IGNORED]), np.array([*places, -1])  # noqa: B023
+            out.add(whole, len(whole), target, number, marks)  # noqa: B023
 
-        filled = 0
-        for place, tag in enumerate(row.tags):
-            token, _ = next(encoded)
-            token = token[:room] if len(token) else unknown  # a token of blanks has no pieces, but has a tag
-            if filled + len(token) > room:
-                flush(ids, targets, places)
-                ids, targets, places, filled = [], [], [], 0
+        for place, tag in enumerate(row.tags or ()):
+            found, _ = next(encoded)
+            token = found[:room].tolist() or [unknown]  # a token of blanks has no pieces, but has a tag
+            if len(ids) - 1 + len(token) > room:
+                flush()
+                ids, targets, places = [cls], [IGNORED], [-1]
             rest = len(token) - 1
-            ids.append(token)
-            targets.append(np.array([_label(tag, numbers, row)] + [IGNORED] * rest))
-            places.append(np.array([place] + [-1] * rest))
-            filled += len(token)
-        flush(ids, targets, places)
+            ids += token
+            targets += [_label(tag, numbers, row)] + [IGNORED] * rest
+            places += [place] + [-1] * rest
+        flush()
 
 
 def _spans(rows: list[Row], labels: list[str], pieces: _Pieces, out: _Builder) -> None:
@@ -207,21 +222,35 @@ def _spans(rows: list[Row], labels: list[str], pieces: _Pieces, out: _Builder) -
     questions = pieces.encode([row.text_a for row in rows])
     contexts = pieces.encode([row.text_b or "" for row in rows])
     for number, (row, (question, _), (context, starts)) in enumerate(zip(rows, questions, contexts, strict=True)):
-        first = np.concatenate([pieces.cls, question[: task.max_length // 2], pieces.middle])
+        first = np.concatenate([pieces.cls, question[: task.max_length // 2 - 2], pieces.middle])
         room = task.max_length - len(first) - 1
-        answer = None
-        if row.answers:
-            text, begin = row.answers[0]
-            end = begin + len(text)
-            answer = (np.searchsorted(starts, begin, "right") - 1, np.searchsorted(starts, end, "left") - 1)
-        step = max(1, room - task.stride)
-        for at in range(0, max(1, len(context) - task.stride), step):
-            window = context[at : at + room]
-            target = [0, 0]
-            if answer is not None and at <= answer[0] and answer[1] < at + len(window):
-                target = [int(answer[0]) - at + len(first), int(answer[1]) - at + len(first)]
-            places = np.concatenate([np.full(len(first), -1), starts[at : at + room], [-1]])
-            out.add(np.concatenate([first, window, pieces.sep]), len(first), target, number, places)
+        overlap = min(task.overlap, room // 2)  # a long question leaves little: the windows must still move on
+        ends, answer = _ends(starts, len(row.text_b or "")), _answer(row, starts)
+        before, after = np.full(len(first), -1), np.array([-1])
+        for at in range(0, max(1, len(context) - overlap), room - overlap):
+            here = slice(at, at + room)
+            ids = np.concatenate([first, context[here], pieces.sep])
+            target = (0, 0)
+            if answer is not None and at <= answer[0] and answer[1] < at + room:
+                target = (answer[0] - at + len(first), answer[1] - at + len(first))
+            marks = [np.concatenate([before, characters[here], after]) for characters in (starts, ends)]
+            out.add(ids, pieces.second(first, ids), target, number, *marks)
+
+
+def _ends(starts: Ints, length: int) -> Ints:
+    """int64 [n]: the character before which each token ends: where the next character's first token begins."""
+    return np.append(starts, length)[np.searchsorted(starts, starts, "right")]
+
+
+def _answer(row: Row, starts: Ints) -> tuple[int, int] | None:
+    """First and last token of a row's first answer; None if it has none, or the context has no tokens."""
+    if not row.answers or not len(starts):
+        return None
+    text, begin = row.answers[0]
+    begin += len(text) - len(text.lstrip())  # blanks have no tokens
+    covering = max(0, int(np.searchsorted(starts, begin, "right")) - 1)
+    first = int(np.searchsorted(starts, starts[covering], "left"))  # a character's first piece
+    return first, max(first, int(np.searchsorted(starts, begin + len(text.strip()), "left")) - 1)
 
 
 _ENCODERS: dict[str, Callable[[list[Row], list[str], _Pieces, _Builder], None]] = {

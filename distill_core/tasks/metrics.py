@@ -26,13 +26,15 @@ def classification(right: NDArray[np.int64], guessed: NDArray[np.int64], n_label
     """Accuracy, macro F1 over the labels that occur, Matthews correlation; ``f1`` of label 1 where there are two."""
     from sklearn.metrics import f1_score, matthews_corrcoef
 
-    found = {
-        "accuracy": float((right == guessed).mean()),
-        "macro_f1": float(f1_score(right, guessed, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(right, guessed)),
-    }
     average = "binary" if n_labels == 2 else "micro"
-    return found | {"f1": float(f1_score(right, guessed, average=average, zero_division=0))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one label only on both sides: the correlation is 0, and that says it
+        return {
+            "accuracy": float((right == guessed).mean()),
+            "macro_f1": float(f1_score(right, guessed, average="macro", zero_division=0)),
+            "mcc": float(matthews_corrcoef(right, guessed)),
+            "f1": float(f1_score(right, guessed, average=average, zero_division=0)),
+        }
 
 
 def regression(right: NDArray[np.floating], guessed: NDArray[np.floating]) -> dict[str, float]:
@@ -75,10 +77,13 @@ def span(right: Sequence[Sequence[str]], guessed: Sequence[str]) -> dict[str, fl
     return {"f1": sum(f1) / n, "exact_match": sum(exact) / n}
 
 
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+
+
 def units(text: str) -> list[str]:
-    """Chinese characters one by one, other words whole, in lower case and without punctuation."""
+    """Chinese characters one by one, other words whole, in lower case and without punctuation and symbols."""
     kept = "".join(" " if unicodedata.category(c)[0] in "PSZ" else c for c in text.lower())
-    return re.findall(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\s\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+", kept)
+    return re.findall(rf"[{_HAN}]|[^\s{_HAN}]+", kept)
 
 
 def _f1(right: list[str], guessed: list[str]) -> float:

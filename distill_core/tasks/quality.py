@@ -67,16 +67,21 @@ def evaluate(
     student.eval()
     models = [student] if teacher is None else [student, teacher]
     found = [np.zeros(_shape(data)) for _ in models]
+    times = np.zeros(len(data))
     for batch in batches:
         batch = batch.to(rank.device)
         assert batch.sequence_ids is not None
         index = batch.sequence_ids.astype(np.int64)
+        times[index] = 1
         for model, answers in zip(models, found, strict=True):
             logits = model(batch, TASK).task
             assert isinstance(logits, Tensor)
             _note(answers, logits.float().cpu().numpy(), index, data)
     student.train(was_training)
-    found = [rank.sum(torch.from_numpy(a).to(rank.device)).cpu().numpy() for a in found]
+    times, *found = [rank.sum(torch.from_numpy(a).to(rank.device)).cpu().numpy() for a in (times, *found)]
+    # With fewer sequences than ranks, several ranks have answered the same ones.
+    shares = np.repeat(times, np.diff(data.offsets)) if data.task.kind == "tokens" else times
+    found = [answers / shares[:, None] for answers in found]
     scores = [score(data, answers) for answers in found]
     agreement = None if teacher is None else _agreement(data, *found)
     return TaskQuality(
@@ -154,22 +159,10 @@ def texts(data: TaskData, answers: Answers) -> list[str]:
     guessed = []
     for owner, row in enumerate(data.rows):
         number = best[owner]
-        places = data.places[data.offsets[number] : data.offsets[number + 1]]
-        first, last = int(answers[number, 1]), int(answers[number, 2])
-        context = row.text_b or ""
-        after = (
-            places[last + 1] if last + 1 < len(places) and places[last + 1] >= 0 else _end(context, int(places[last]))
-        )
-        guessed.append(context[int(places[first]) : int(after)].strip())
+        first, last = data.offsets[number] + answers[number, 1:].astype(np.int64)
+        # -1 to -1 where the context has no tokens at all: no answer
+        guessed.append((row.text_b or "")[max(0, data.places[first]) : max(0, data.ends[last])].strip())
     return guessed
-
-
-def _end(context: str, begin: int) -> int:
-    """Where the last token of a window ends: nothing follows it there that would tell."""
-    end = begin + 1
-    while end < len(context) and context[end].isascii() and context[end].isalnum() and context[begin].isascii():
-        end += 1
-    return end
 
 
 def _agreement(data: TaskData, student: Answers, teacher: Answers) -> float:
@@ -178,4 +171,6 @@ def _agreement(data: TaskData, student: Answers, teacher: Answers) -> float:
     if data.task.kind == "tokens":
         labelled = data.places >= 0
         return float((student[labelled, 0] == teacher[labelled, 0]).mean())
-    return float((student[:, -1] == teacher[:, -1]).mean())
+    if data.task.kind == "span":
+        return float(np.mean([a == b for a, b in zip(texts(data, student), texts(data, teacher), strict=True)]))
+    return float((student[:, 0] == teacher[:, 0]).mean())

@@ -28,6 +28,7 @@ from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
 from distill_core.monitor import Monitor
 from distill_core.objective import Distillation, Objective, Teacher
+from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
 from distill_core.references.prepare import StageReferences, prepare_references
 from distill_core.references.store import Reader
@@ -101,7 +102,9 @@ class Parts:
         if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
             teacher = None
         dev = self.task.dev
-        return task_quality.evaluate(self.student, teacher, dev, self._batches(self._seen(dev), len(dev)), self.rank)
+        trained = any(OBJECTIVES[term.kind].count == "targets" for term in self.terms)
+        batches = self._batches(self._seen(dev), len(dev))
+        return task_quality.evaluate(self.student, teacher, dev, batches, self.rank, trained)
 
     def _seen(self, source: Source) -> Source:
         """What was kept from training, with its references."""

@@ -117,7 +117,8 @@ def load(source: str, who: str) -> Pretrained:
     """
     config = read_config(source, who)
     family = config.kin
-    theirs, missing = _their_weights(source, family, who)
+    model, missing = read_weights(_masked_lm(family, pooler=family.pooler), source, who)
+    theirs = family.fold(model.state_dict())
     pooler = {family.theirs(f"bert.pooler.dense.{part}") for part in ("weight", "bias")}
     config = config.model_copy(update={"pooler": pooler <= theirs.keys() - missing})
     encoder = Encoder(config)
@@ -129,24 +130,26 @@ def load(source: str, who: str) -> Pretrained:
     return Pretrained(encoder, missing_head=wanted["cls.predictions.transform.dense.weight"] in missing)
 
 
-def _their_weights(source: str, family: Family, who: str) -> tuple[dict[str, Tensor], set[str]]:
-    """The state dict of transformers' model of ``source``, and the names in it that the source did not hold."""
+def read_weights(cls: Any, source: str, who: str) -> tuple[Any, set[str]]:
+    """The model of transformers' class ``cls`` of ``source``, fp32, and the names that the source did not hold.
+
+    Raises:
+        DataError: the weights are missing, damaged, or of other shapes.
+    """
     from transformers.utils import logging
 
     no_progress_bars()
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is said here
     try:
-        model, info = _masked_lm(family, pooler=family.pooler).from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
+        model, info = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise DataError(
             f"{who}: the weights of {source} cannot be loaded: {_first_line(error)} Fetch or write them again."
         ) from None
     finally:
         logging.set_verbosity(before)
-    return family.fold(model.state_dict()), {str(key) for key in info["missing_keys"]}
+    return model, {str(key) for key in info["missing_keys"]}
 
 
 def _masked_lm(family: Family, pooler: bool) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
-from configs.errors import ConfigError, DataError
+from configs.errors import DataError
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
@@ -70,12 +71,51 @@ def save(
 
 
 def task_kind_of(source: str) -> str | None:
-    """The ending of the class in a local folder's config.json if it is a task model's, else None."""
-    path = Path(source) / "config.json"
-    if not path.is_file():
+    """The ending of the class in a folder's config.json if it is a task model's, else None.
+
+    Of a hub name, the copy that was fetched before (:func:`pretrained.read_config` fetches it).
+    """
+    path: Any = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        with suppress(ValueError):  # not a hub name either
+            path = try_to_load_from_cache(source, "config.json")
+    if not isinstance(path, str | Path) or not Path(path).is_file():
         return None
-    classes = json.loads(path.read_text(encoding="utf-8")).get("architectures") or [""]
-    return next((ending for ending in ENDINGS.values() if classes[0].endswith(ending)), None)
+    try:
+        classes = json.loads(Path(path).read_text(encoding="utf-8")).get("architectures") or [""]
+    except (ValueError, AttributeError):  # pretrained.read_config tells what is wrong with it
+        return None
+    return next((ending for ending in ENDINGS.values() if str(classes[0]).endswith(ending)), None)
+
+
+def check_head(source: str, kind: TaskKind, labels: list[str], who: str) -> list[int]:
+    """The outputs of a task model in the order of ``labels``, by its config.json; [] for regression and span.
+
+    Raises:
+        DataError: it is of another kind, or knows other labels.
+    """
+    from transformers import AutoConfig
+
+    facts = AutoConfig.from_pretrained(source)
+    if task_kind_of(source) != ENDINGS[kind]:
+        raise DataError(f"{who}: {source} has no head for a task of kind {kind}. {_FINETUNE}")
+    names = [str(facts.id2label[number]) for number in sorted(facts.id2label)]
+    if kind == "regression" and len(names) != 1:
+        raise DataError(
+            f"{who}: {source} has {len(names)} outputs ({', '.join(names)}), but a regression has one. {_FINETUNE}"
+        )
+    if kind not in ("classification", "tokens"):
+        return []
+    if sorted(names) != sorted(labels):
+        raise DataError(
+            f"{who}: {source} knows the labels {', '.join(names)}, the task has {', '.join(labels)}. Labels are "
+            "matched by name: write the model's names into the rows, or the task's into `id2label` of the model's "
+            "config.json (in the order of its outputs)."
+        )
+    return [names.index(label) for label in labels]
+
+
+_FINETUNE = "Fine-tune it first with a stage of kind finetune, and name that stage."
 
 
 def load_as_is(source: str, who: str) -> TaskModel:
@@ -90,48 +130,22 @@ def load_as_is(source: str, who: str) -> TaskModel:
 
 
 def load(source: str, kind: TaskKind, labels: list[str], who: str) -> TaskModel:
-    """A trained task model, its outputs in the order of ``labels``.
+    """A trained task model, its outputs in the order of ``labels``, matched by name and never by place.
 
     Raises:
-        DataError: it is not of this kind, or knows other labels.
+        DataError: it cannot be read, is not of this kind, or knows other labels.
     """
     shape = pretrained.read_config(source, who)
-    model, names, missing = _theirs(source, shape, kind, who)
+    order = check_head(source, kind, labels, who)
+    model, missing = pretrained.read_weights(hugging_face_class(shape, kind), source, who)
+    state = shape.kin.fold(model.state_dict())
     found = TaskModel(Encoder(shape.model_copy(update={"pooler": False})), kind, labels)
     wanted = {name: theirs(name, shape, kind) for name in found.state_dict()}
-    if missing & {wanted["classifier.weight"]}:
-        raise DataError(
-            f"{who}: {source} has no head for a task of kind {kind} (it would be random). Fine-tune it first with a "
-            "stage of kind finetune, and name that stage."
-        )
-    state = {ours: model[name] for ours, name in wanted.items()}
-    if kind in ("classification", "tokens"):
-        order = _order(names, labels, source, who)
+    lost = sorted(missing & set(wanted.values()))
+    if lost:
+        raise DataError(f"{who}: {source} lacks {', '.join(lost[:3])}, which would be random. {_FINETUNE}")
+    state = {ours: state[name] for ours, name in wanted.items()}
+    if order:
         state |= {name: state[name][order] for name in ("classifier.weight", "classifier.bias")}
     found.load_state_dict(state)
     return found
-
-
-def _theirs(
-    source: str, shape: EncoderConfig, kind: TaskKind, who: str
-) -> tuple[dict[str, Tensor], dict[int, str], set[str]]:
-    """(state dict of transformers' class, its label names, the names that the source did not hold)."""
-    cls = hugging_face_class(shape, kind)
-    pretrained.no_progress_bars()
-    try:
-        model, info = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{who}: {source} cannot be loaded as a {cls.__name__}: {error}") from None
-    names = {int(i): str(name) for i, name in model.config.id2label.items()}
-    return shape.kin.fold(dict(model.state_dict())), names, {str(key) for key in info["missing_keys"]}
-
-
-def _order(names: dict[int, str], labels: list[str], source: str, who: str) -> list[int]:
-    """The model's outputs in the order of ``labels``, matched by name and never by place."""
-    places = {name: place for place, name in names.items()}
-    if set(places) != set(labels):
-        raise ConfigError(
-            f"{who}: {source} knows the labels {', '.join(places)}, the task has {', '.join(labels)}. Labels are "
-            "matched by name: give the task's data the names of the model (or `labels` in its config.json)."
-        )
-    return [places[label] for label in labels]

@@ -28,6 +28,7 @@ class TaskQuality:
     """Scores on the dev rows; ``main``: the name of the one that models are chosen by.
 
     ``agreement``: share of the answers that are the teacher's too (regression: Pearson's correlation with them).
+    ``head_trained``: False in a stage without a loss on the task's outputs, whose scores say nothing.
     """
 
     student: dict[str, float]
@@ -35,6 +36,7 @@ class TaskQuality:
     agreement: float | None
     main: str
     rows: int
+    head_trained: bool = True
 
     @property
     def score(self) -> float:
@@ -52,12 +54,17 @@ class TaskQuality:
         text = ", ".join(f"{name} {value:.4f}" for name, value in self.student.items())
         if self.teacher is not None:
             text += f" (teacher {self.main} {self.teacher[self.main]:.4f}; agreement {self.agreement:.1%})"
-        return f"dev {text}"
+        return f"dev {text}" if self.head_trained else f"the head is not trained in this stage; dev {text}"
 
 
 @torch.no_grad()
 def evaluate(
-    student: nn.Module, teacher: nn.Module | None, data: TaskData, batches: Iterable[Batch], rank: Rank
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: TaskData,
+    batches: Iterable[Batch],
+    rank: Rank,
+    head_trained: bool = True,
 ) -> TaskQuality:
     """Over all ranks' ``batches`` (their ``sequence_ids`` are numbers of sequences of ``data``). Collective.
 
@@ -84,9 +91,8 @@ def evaluate(
     found = [answers / shares[:, None] for answers in found]
     scores = [score(data, answers) for answers in found]
     agreement = None if teacher is None else _agreement(data, *found)
-    return TaskQuality(
-        scores[0], scores[1] if teacher is not None else None, agreement, data.task.main_metric, len(data.rows)
-    )
+    theirs = scores[1] if teacher is not None else None
+    return TaskQuality(scores[0], theirs, agreement, data.task.main_metric, len(data.rows), head_trained)
 
 
 def _shape(data: TaskData) -> tuple[int, int]:

@@ -267,6 +267,8 @@ class RunConfig(PrepConfig):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         names = [stage.name for stage in self.stages]
+        if not trained(self.stages):
+            raise ValueError("no stage makes a model (augment makes rows); add a finetune, distill or pretrain stage")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; stage names are folder names and must differ")

@@ -33,7 +33,7 @@ from distill_core.outcome import (
     write_json,
 )
 from distill_core.report import write_report
-from distill_core.report_evaluation import tables
+from distill_core.report_evaluation import tables, tasks_table
 from distill_core.report_facts import latency_at
 
 TOP_K = 5
@@ -131,8 +131,10 @@ def fingerprints(models: dict[str, str]) -> dict[str, str]:
 
 
 def first_and_last(models: dict[str, str]) -> dict[str, str]:
-    """The first teacher and the final student (one entry in a chain of one model)."""
+    """The first and the last masked LM (one entry in a chain of one model)."""
     names = list(models)
+    if not names:  # a run of task stages alone, from a task model
+        return {}
     return {name: models[name] for name in dict.fromkeys((names[0], names[-1]))}
 
 
@@ -165,8 +167,12 @@ def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
 
 def show(outcome: Outcome, exported: Path, report: Path, console: Console) -> None:
     """The table of models, the guesses, and where everything is."""
-    console.print()
-    console.print(models_table(outcome))
+    if outcome.models:
+        console.print()
+        console.print(models_table(outcome))
+    if outcome.tasks:
+        console.print()
+        console.print(as_rich(tasks_table(outcome)))
     if outcome.guesses:
         console.print()
         console.print(fill_mask.table(outcome.guesses))

@@ -66,6 +66,7 @@ class TaskOutcome:
     kind: TaskKind
     parameters: int
     scores: dict[str, float]
+    """Empty where the stage does not train the task's head (TinyBERT's intermediate layers)."""
     teacher: str | None
     teacher_scores: dict[str, float] | None
     agreement: float | None
@@ -210,15 +211,16 @@ def describe_task(config: RunConfig, stage: StageOutcome) -> TaskOutcome | None:
         return None
     assert not isinstance(stage.stage, PretrainStage) and stage.stage.task is not None
     found = stage.done["evaluation"]
+    head = found.get("head_trained", True)
     return TaskOutcome(
         name=stage.name,
         task=stage.stage.task,
         kind=config.tasks[stage.stage.task].kind,
         parameters=stage.done["parameters"],
-        scores=found["student"],
+        scores=found["student"] if head else {},
         teacher=stage.done["teacher"],
         teacher_scores=found["teacher"],
-        agreement=found["agreement"],
+        agreement=found["agreement"] if head else None,
         rows=found["rows"],
         selected_step=stage.done["selected_step"],
     )

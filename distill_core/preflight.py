@@ -14,10 +14,8 @@ from configs.errors import ConfigError, DataError, OutputError, output_error
 from data_prep.tokenizer import open_tokenizer
 from distill_core.cache import why_not
 from distill_core.config import (
-    AnyStage,
     AugmentStage,
     DistillStage,
-    PretrainStage,
     RunConfig,
     TrainedStage,
     made_from,
@@ -30,6 +28,7 @@ from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.initialise import check_init, check_same_shape
 from distill_core.references.check import check_stage
+from distill_core.tasks.check import check_losses, check_task
 
 VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
@@ -47,6 +46,8 @@ def check(config: RunConfig, world_size: int) -> None:
     check_disk(config, vocab_size)
     for index, stage in enumerate(config.stages):
         who = f"stage {stage.name!r}"
+        if isinstance(stage, TrainedStage):
+            check_corpus_fits(config, stage, who)
         check_task(config, stage, who)
         for source in model_sources(stage):
             if config.stage_index(source) is None:
@@ -63,18 +64,6 @@ def check(config: RunConfig, world_size: int) -> None:
         check_shape(config, stage, student, who)
         check_stage(config, stage, student, partial(source_shape, config, vocab_size=vocab_size, who=who), who)
         check_objectives(config, index, student, vocab_size, who)
-
-
-def check_task(config: RunConfig, stage: AnyStage, who: str) -> None:
-    """The files of a stage's task are there."""
-    if isinstance(stage, TrainedStage):
-        check_corpus_fits(config, stage, who)
-    name = None if isinstance(stage, PretrainStage) else stage.task
-    if name is not None:
-        for part in ("train", "dev"):
-            path = Path(getattr(config.tasks[name], part))
-            if not path.is_file():
-                raise DataError(f"{who}: there is no file {path} (tasks.{name}.{part}).")
 
 
 def check_pairs(config: RunConfig) -> None:
@@ -121,6 +110,7 @@ def check_objectives(config: RunConfig, index: int, student: EncoderConfig, voca
             built = objectives(stage, student, teachers)
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from None
+    check_losses(config, stage, built, who)
     if isinstance(stage, DistillStage) and stage.teacher_cache is not None:
         reason = why_not(config.data.masks, built)
         if reason is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs.errors import DataError
 from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
@@ -120,9 +121,19 @@ def stage_identity(config: RunConfig, index: int, corpus: Corpus) -> dict[str, A
         identity.setdefault("sources", {})[name] = source_hash(config, name)
     if not isinstance(stage, PretrainStage) and stage.task is not None:
         task = config.tasks[stage.task]
-        files = {part: file_hash(Path(path)) for part, path in (("train", task.train), ("dev", task.dev))}
+        files = {part: rows_hash(path, stage.name) for part, path in (("train", task.train), ("dev", task.dev))}
         identity["task"] = {**identity_of(task), **files}
     return identity
+
+
+def rows_hash(path: str, stage: str) -> str:
+    """Of a task's file: what is trained on or chosen by is what it holds, wherever it lies."""
+    try:
+        return file_hash(Path(path))
+    except OSError as error:
+        raise DataError(
+            f"Stage {stage!r}: {path} cannot be read ({error.strerror}); correct the task's data."
+        ) from None
 
 
 def source_hash(config: RunConfig, name: str) -> str:
@@ -161,7 +172,7 @@ def wants_more(stage: AnyStage, done: dict[str, Any]) -> bool:
     if isinstance(stage, AugmentStage):
         return False
     if stage.training.epochs is not None:
-        return bool(done["epochs"] != stage.training.epochs)
+        return bool((done["epochs"] or 0) < stage.training.epochs)
     assert stage.training.steps is not None
     return bool(done["steps"] < stage.training.steps)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.errors import DataError
 from data_prep.tokenizer_base import Tokenizer
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.data import TaskData, make_data
-from distill_core.tasks.rows import RowCounts, check_labels, label_names, read_rows
+from distill_core.tasks.rows import Row, RowCounts, check_labels, label_names, read_rows
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,53 @@ class Task:
     skipped: list[str]
 
 
+def has_labels(task: TaskConfig) -> bool:
+    return task.kind in ("classification", "tokens")
+
+
 def read_labels(task: TaskConfig) -> list[str]:
     """The label names of a task in the order of the outputs; [] for regression and span."""
-    if task.kind in ("regression", "span"):
+    if not has_labels(task):
         return []
-    return task.labels or label_names(read_rows(Path(task.train), task.kind, RowCounts(), task.columns))
+    return task.labels or labels_of(read_rows(task.train, task.kind, RowCounts(), task.columns), task)
+
+
+def labels_of(rows: list[Row], task: TaskConfig) -> list[str]:
+    """The label names of a task with the training rows ``rows``.
+
+    Raises:
+        DataError: there is nothing to tell apart.
+    """
+    names = task.labels or label_names(rows)
+    if len(names) < 2:
+        raise DataError(f"All rows of {task.train} have the label {names[0]!r}; there is nothing to learn from them.")
+    return names
+
+
+def check_task_files(task: TaskConfig, who: str) -> None:
+    """Read both files of a task once, before long work starts.
+
+    Raises:
+        DataError: a file cannot be read, holds no usable row, or has labels that the task has not.
+    """
+    try:
+        train, dev = (read_rows(path, task.kind, RowCounts(), task.columns) for path in (task.train, task.dev))
+        if has_labels(task):
+            labels = labels_of(train, task)
+            check_given(train, task)
+            check_labels(dev, labels, task.dev)
+    except DataError as error:
+        raise DataError(f"{who}: {error}") from None
+
+
+def check_given(rows: list[Row], task: TaskConfig) -> None:
+    """Raise :class:`DataError` when ``labels`` of the run file lack one of the training rows."""
+    strange = sorted(set(label_names(rows)) - set(task.labels or label_names(rows)))
+    if strange:
+        raise DataError(
+            f"{task.train} has the label{'s' if len(strange) > 1 else ''} {', '.join(strange[:5])}, but the task's "
+            f"`labels` are {', '.join(task.labels or [])}. Add to `labels`, or correct the rows."
+        )
 
 
 def read_task(task: TaskConfig, rows: Path | None, tokenizer: Tokenizer) -> Task:
@@ -35,11 +78,12 @@ def read_task(task: TaskConfig, rows: Path | None, tokenizer: Tokenizer) -> Task
         DataError: a file cannot be read, holds no usable row, or dev has a label that train has not.
     """
     counts = RowCounts()
-    own = read_rows(Path(task.train), task.kind, counts, task.columns)
+    own = read_rows(task.train, task.kind, counts, task.columns)
     train_rows = own if rows is None else read_rows(rows, task.kind, counts)
-    dev_rows = read_rows(Path(task.dev), task.kind, counts, task.columns)
-    labels = [] if task.kind in ("regression", "span") else task.labels or label_names(own)
+    dev_rows = read_rows(task.dev, task.kind, counts, task.columns)
+    labels = labels_of(own, task) if has_labels(task) else []
     if labels:
+        check_given(own, task)
         check_labels(dev_rows, labels, task.dev)
     train, dev = (make_data(rows, labels, task, tokenizer) for rows in (train_rows, dev_rows))
     return Task(

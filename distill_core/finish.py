@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def first_and_last(models: dict[str, str]) -> dict[str, str]:
 def latency_rows(config: RunConfig, models: dict[str, str], max_length: int) -> list[dict[str, Any]]:
     """All models of the chain against the first."""
     encoders = {name: pretrained.load(source, f"latency of {name}").encoder for name, source in models.items()}
-    return latency.compare(encoders, config.evaluation, max_length)
+    return latency.compare(encoders, config.evaluation, max_length) if encoders else []
 
 
 def unigram_baseline(corpus: Corpus, limit: int, seed: int) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def show(outcome: Outcome, exported: Path, report: Path, console: Console) -> No
         console.print(models_table(outcome))
     if outcome.tasks:
         console.print()
-        console.print(as_rich(tasks_table(outcome)))
+        console.print(as_rich(replace(tasks_table(outcome), title="tasks")))
     if outcome.guesses:
         console.print()
         console.print(fill_mask.table(outcome.guesses))

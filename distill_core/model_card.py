@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from distill_core.config import AugmentStage, DistillStage, made_from, trained
+from distill_core.config import AugmentStage, DistillStage, made_from, sources, trained
 from distill_core.outcome import ModelOutcome, Outcome, StageOutcome, TaskOutcome
 from distill_core.tasks.pretrained import ENDINGS
 
@@ -46,9 +46,9 @@ def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
         task=task,
         auto_class=f"AutoModel{ENDINGS[task.kind]}" if task else None,
         stage_labels=stage.done["labels"],
-        before=[s for s in outcome.stages[: stage.index + 1] if not isinstance(s.stage, AugmentStage)],
+        before=[s for s in made_by(outcome, stage) if not isinstance(s.stage, AugmentStage)],
         pooler=stage.done["pooler"],
-        start=None if isinstance(stage.stage, AugmentStage) else made_from(stage.stage)[1],
+        start=shown(None if isinstance(stage.stage, AugmentStage) else made_from(stage.stage)[1]),
         example=EXAMPLES.get(outcome.config.language, EXAMPLES["en"]),
         objective=describe_objective(stage),
         teacher=teacher_name(stage),
@@ -106,8 +106,21 @@ def teacher_name(stage: StageOutcome) -> str | None:
     """The direct teachers as the run file names them; a local folder by its last part."""
     if not isinstance(stage.stage, DistillStage):
         return None
-    names = [teacher.source for teacher in stage.stage.teacher]
-    return " and ".join(Path(name).name if Path(name).is_dir() else name for name in names)
+    return " and ".join(str(shown(teacher.source)) for teacher in stage.stage.teacher)
+
+
+def made_by(outcome: Outcome, stage: StageOutcome) -> list[StageOutcome]:
+    """The stages that had a part in a model, its own last."""
+    wanted = {stage.name}
+    for earlier in reversed(outcome.stages[: stage.index + 1]):
+        if earlier.name in wanted:
+            wanted.update(sources(earlier.stage))
+    return [earlier for earlier in outcome.stages[: stage.index + 1] if earlier.name in wanted]
+
+
+def shown(source: str | None) -> str | None:
+    """A model as a card names it: a local folder by its last part."""
+    return Path(source).name if source is not None and Path(source).is_dir() else source
 
 
 def describe_objective(stage: StageOutcome) -> list[str]:

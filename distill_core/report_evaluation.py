@@ -131,4 +131,4 @@ def tasks_table(outcome: Outcome) -> Table:
         *(name.replace("_", " ") for name in names),
         "agreement",
     ]
-    return Table("tasks", columns, rows, 2)
+    return Table("", columns, rows, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from configs.loader import Config
+from configs.loader import Config, runtime
 from distill_core.tasks.metrics import METRICS
 from distill_core.tasks.rows import Columns, TaskKind
 
@@ -15,8 +15,9 @@ class TaskConfig(Config):
     kind: TaskKind
     """``classification`` (of a text or a pair), ``regression``, ``tokens`` (a tag for each token), ``span``
     (an answer inside a text)."""
-    train: str
-    dev: str
+    train: str = runtime()
+    """A file; what it holds is part of a run's identity, where it lies is not."""
+    dev: str = runtime()
     columns: Columns = Columns()
     labels: list[str] | None = None
     """Their order in the model; default: sorted, as found in ``train``."""

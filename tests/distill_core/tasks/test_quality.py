@@ -41,6 +41,9 @@ class Threads:
                 self.meeting.wait(30)
                 return values
 
+            def barrier(this) -> None:
+                self.meeting.wait(30)
+
         self.ranks = [ThreadRank(r, r, world_size, CPU) for r in range(world_size)]
 
 

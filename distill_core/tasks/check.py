@@ -30,6 +30,11 @@ def check_task(config: RunConfig, stage: AnyStage, who: str) -> None:
     check_task_files(task, who)
     if not isinstance(stage, DistillStage):
         return
+    if stage.student.init.head:
+        raise ConfigError(
+            f"{who}: student.init.head: true copies a masked-LM head, but with a `task` the student has the task's; "
+            "remove it."
+        )
     labels = read_labels(task)
     for teacher in stage.teacher:
         index = config.stage_index(teacher.source)

@@ -9,6 +9,7 @@ from configs.errors import DataError
 from data_prep.tokenizer_base import Tokenizer
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.data import TaskData, make_data
+from distill_core.tasks.metrics import marks_entities
 from distill_core.tasks.rows import Row, RowCounts, check_labels, label_names, read_rows
 
 
@@ -57,8 +58,18 @@ def check_task_files(task: TaskConfig, who: str) -> None:
             labels = labels_of(train, task)
             check_given(train, task)
             check_labels(dev, labels, task.dev)
+            check_tags(labels, task)
     except DataError as error:
         raise DataError(f"{who}: {error}") from None
+
+
+def check_tags(labels: list[str], task: TaskConfig) -> None:
+    """Raise :class:`DataError` when entities are to be counted among tags that mark none."""
+    if task.kind == "tokens" and task.main_metric != "token_accuracy" and not marks_entities(labels):
+        raise DataError(
+            f"The tags of {task.train} ({', '.join(labels[:5])} ...) are not of the form B-X, I-X, O, so that there "
+            f"are no entities for the metric {task.main_metric}; set `metric: token_accuracy`, or correct the tags."
+        )
 
 
 def check_given(rows: list[Row], task: TaskConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,16 @@ def regression(right: NDArray[np.floating], guessed: NDArray[np.floating]) -> di
 
 
 def tokens(right: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Entity F1, precision and recall of BIO tags (exact span and type, micro-averaged), and accuracy of tags."""
+    """Entity F1, precision and recall of BIO tags (exact span and type, micro-averaged), and accuracy of tags.
+
+    Of tags that mark no entities (parts of speech) the accuracy alone.
+    """
     from seqeval.metrics import f1_score, precision_score, recall_score
 
     pairs = [(a, b) for x, y in zip(right, guessed, strict=True) for a, b in zip(x, y, strict=True)]
+    accuracy = sum(a == b for a, b in pairs) / max(1, len(pairs))
+    if not marks_entities({tag for pair in pairs for tag in pair}):
+        return {"token_accuracy": accuracy}
     expected, found = [list(row) for row in right], [list(row) for row in guessed]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no entity predicted at all: the score is 0, and that says it
@@ -58,8 +64,13 @@ def tokens(right: Sequence[Sequence[str]], guessed: Sequence[Sequence[str]]) -> 
             "f1": float(f1_score(expected, found)),
             "precision": float(precision_score(expected, found)),
             "recall": float(recall_score(expected, found)),
-            "token_accuracy": sum(a == b for a, b in pairs) / max(1, len(pairs)),
+            "token_accuracy": accuracy,
         }
+
+
+def marks_entities(tags: Iterable[str]) -> bool:
+    """Whether tags are O, B-, I- (or M-, E-, S-) and a type."""
+    return all(tag == "O" or re.match("[BIMES]-.", tag) for tag in tags)
 
 
 # ---------------------------------------------------------------- spans

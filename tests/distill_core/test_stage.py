@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from configs.errors import TrainingError
+from distill_core.config import FinetuneStage
 from distill_core.engine import Rank, adam_settings, check_finite
 from distill_core.meter import Meter
 from distill_core.objective import LossTerms
-from distill_core.stage import learning_rate
+from distill_core.stage import learning_rate, wants_more
 from distill_core.training import OptimizerConfig, TrainingConfig
 
 RANK = Rank(0, 0, 1, torch.device("cpu"))
@@ -45,6 +46,17 @@ def test_steps_or_epochs() -> None:
     for wrong in ({}, {"steps": 1, "epochs": 1.0}):
         with pytest.raises(ValueError, match="either steps"):
             TrainingConfig.model_validate({**base, **wrong})
+
+
+def test_a_finished_stage_goes_on_when_more_is_asked_for() -> None:
+    def asked(taken: int, seen: float | None, **length: float) -> bool:
+        fields = {"kind": "finetune", "name": "f", "model": "m", "task": "t"}
+        stage = FinetuneStage.model_validate({**fields, "training": {"global_batch_size": 8, **length}})
+        return wants_more(stage, {"steps": taken, "epochs": seen})
+
+    assert asked(10, None, steps=11) and not asked(10, None, steps=10) and not asked(10, None, steps=9)
+    assert asked(10, 2.0, epochs=3.0) and not asked(10, 2.0, epochs=2.0) and not asked(10, 3.0, epochs=2.0)
+    assert asked(10, 2.0, steps=11) and not asked(10, 2.0, steps=10)
 
 
 def test_adam_without_bias_correction() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs.errors import ConfigError, DataError, ZhengliuError
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.config import RunConfig
+from distill_core.load import stage_models
 from distill_core.models import pretrained
 from distill_core.models.encoder import Encoder
 from distill_core.preflight import check
@@ -121,6 +123,17 @@ def test_one_label_teaches_nothing(run: Run) -> None:
     refused(run, DataError, "All rows of", "have the label 'a'")
 
 
+def test_tags_without_entities_need_a_metric(run: Run) -> None:
+    for part in ("train", "dev"):
+        write_lines(run.folder / f"pos-{part}.jsonl", [{"tokens": ["好", "书"], "tags": ["ADJ", "NOUN"]}])
+    paths = {part: str(run.folder / f"pos-{part}.jsonl") for part in ("train", "dev")}
+    run.tasks["pos"] = {"kind": "tokens", "max_length": 24, **paths}
+    run.stages = [{**run.stages[0], "task": "pos"}]
+    refused(run, DataError, "are not of the form B-X, I-X, O", "set `metric: token_accuracy`")
+    run.tasks["pos"]["metric"] = "token_accuracy"
+    check(run.config(), 2)
+
+
 def test_skipped_rows_are_told(run: Run) -> None:
     train = Path(run.tasks["abc"]["train"])
     write_lines(train, [{"text": "好", "label": "a"}, {"text": " ", "label": "b"}, {"text": "坏", "label": "b"}])
@@ -157,6 +170,44 @@ def test_a_teacher_of_the_run_for_another_task(run: Run) -> None:
 def test_a_teacher_without_a_head_serves_losses_on_its_layers(run: Run) -> None:
     run.stages[2] |= {"teacher": run.base, "objective": [{"kind": "hidden_mse", "layers": [[0, 0]]}, {"kind": "task"}]}
     check(run.config(), 2)
+
+
+@pytest.mark.parametrize("kind", ["random", "teacher_layers", "svd", "model"])
+def test_the_models_of_a_stage(run: Run, kind: str) -> None:
+    """However the student begins, also from a teacher that has no masked-LM head any more."""
+    run.stages[2] |= {"teacher": run.given_teacher("classification", ["b", "c", "a"])}
+    students: dict[str, Any] = {
+        "random": {"model": SHAPE},
+        "teacher_layers": {"model": {**SHAPE, "num_hidden_layers": 1}, "init": {"kind": kind, "layers": [1]}},
+        "svd": {"model": {**SHAPE, "hidden_size": 8, "intermediate_size": 12}, "init": {"kind": kind}},
+        "model": {"init": {"kind": kind, "source": run.base}},
+    }
+    run.stages[2]["student"] = students[kind]
+    config = run.config()
+    check(config, 2)
+    models = stage_models(config, 2, run.corpus, ["a", "b", "c"])
+    student, [teacher] = models.student, models.teachers
+    assert isinstance(student, TaskModel) and isinstance(teacher.model, TaskModel)
+    assert student.labels == teacher.model.labels == ["a", "b", "c"] and student.classifier.weight.shape[0] == 3
+    theirs = teacher.model.encoder.bert.encoder.layer[1].state_dict()
+    own = student.encoder.bert.encoder.layer[0].state_dict()
+    same = kind == "teacher_layers"
+    assert all(value.shape == theirs[name].shape for name, value in own.items()) == (kind != "svd")
+    if kind != "svd":
+        assert all(torch.equal(value, theirs[name]) for name, value in own.items() if value.std() > 0) == same
+    if kind in ("teacher_layers", "svd"):
+        run.stages[2]["student"]["init"]["head"] = True
+        refused(run, ConfigError, "copies a masked-LM head")
+
+
+def test_finetune_begins_with_the_encoder_of_its_model(run: Run) -> None:
+    for source in (run.base, run.given_teacher("tokens", ["O", "B-X"])):
+        run.stages[0]["model"] = source
+        found = stage_models(run.config(), 0, run.corpus, ["a", "b", "c"])
+        expected = pretrained.load(source, "test").encoder.bert.encoder.state_dict()
+        assert isinstance(found.student, TaskModel) and found.teachers == [] and found.student.kind == "classification"
+        own = found.student.encoder.bert.encoder.state_dict()
+        assert own.keys() == expected.keys() and all(torch.equal(own[name], value) for name, value in expected.items())
 
 
 # ---------------------------------------------------------------- losses

@@ -94,6 +94,12 @@ def test_entities(rows: list[list[tuple[str, str]]]) -> None:
     assert found["token_accuracy"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
 
 
+def test_parts_of_speech_are_no_entities() -> None:
+    assert metrics.tokens([["NOUN", "VERB"]], [["NOUN", "NOUN"]]) == {"token_accuracy": 0.5}
+    assert metrics.tokens([["B-PER", "M-PER", "E-PER", "O"]], [["B-PER", "M-PER", "E-PER", "O"]])["f1"] == 1.0
+    assert not metrics.marks_entities(["O", "B-PER", "NOUN"])
+
+
 # ---------------------------------------------------------------- spans
 
 

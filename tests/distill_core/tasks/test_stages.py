@@ -168,7 +168,7 @@ def whole(files: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
             "rows": "more",
             "student": {"init": {"kind": "model", "source": "inner"}},
             "objective": [{"kind": "task_kd"}],
-            "training": {**TRAINING, "epochs": 1.5, "evaluate_every": 20, "select": "best"},
+            "training": {**TRAINING, "epochs": 4.5, "evaluate_every": 20, "select": "best"},
         },
         finetune(files, "feeling", "resumed", **RESUMED),
         *(finetune(files, task, steps=steps) for task, steps in (("amount", 40), ("names", 40), ("where", 60))),
@@ -203,7 +203,7 @@ def test_task_distillation_brings_the_student_near_the_teacher(whole: tuple[RunC
     rows = (folder / "stages" / "02-more" / "rows.jsonl").read_text().splitlines()
     made = done(folder, "02-more")
     assert made["made"] == len(rows) > made["rows"] == 400
-    assert student["steps"] == -(-15 * len(rows) // 320)  # 1.5 epochs of 32
+    assert student["steps"] == -(-45 * len(rows) // 320)  # 4.5 epochs of 32
     evaluated = [
         json.loads(line) for line in (folder / "stages" / "04-student" / "metrics.jsonl").read_text().splitlines()
     ]

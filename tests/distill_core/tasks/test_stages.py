@@ -150,7 +150,7 @@ def whole(files: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
     small = {"model": {**SHAPE, "hidden_size": 16}}
     student = {"kind": "distill", "teacher": "teacher", "task": "feeling"}
     stages = [
-        finetune(files, "feeling", "teacher", steps=120),
+        finetune(files, "feeling", "teacher", steps=60),
         {"name": "more", "kind": "augment", "model": files["model"], "task": "feeling", "augment": {"copies": 2}},
         {
             **student,
@@ -160,7 +160,7 @@ def whole(files: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tu
                 {"kind": "hidden_mse", "layers": [[0, 0], [1, 1], [2, 2]]},
                 {"kind": "attention_scores", "layers": [[1, 1], [2, 2]]},
             ],
-            "training": {**TRAINING, "steps": 60},
+            "training": {**TRAINING, "steps": 120},
         },
         {
             **student,

@@ -154,6 +154,7 @@ def task_data(ids: list[list[int]], rows: list[Row], owner: list[int], targets: 
         np.array(targets),
         np.array(owner),
         np.full(len(stream.ids), -1),
+        np.full(len(stream.ids), -1),
     )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,18 +18,23 @@ from data_prep.inspect import samples as masked_samples
 from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
 from distill_core.cache import AnyTeacher, cache_teachers
+from distill_core.checkpoint import Checkpoint
 from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedStage
 from distill_core.data import CorpusSource, Loader, Source, held_out_batches
 from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
 from distill_core.evaluate.teacher_head import check_head
-from distill_core.load import Models, check_heads, objectives, stage_models
+from distill_core.features import FeatureRequest
+from distill_core.load import LoadedTeacher, check_heads, objectives, stage_models, stage_teachers
+from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
 from distill_core.monitor import Monitor
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
+from distill_core.progressive import ProgressiveDistillation
+from distill_core.record import BestModel, Quality
 from distill_core.references.prepare import StageReferences, prepare_references
 from distill_core.references.store import Reader
 from distill_core.tasks import quality as task_quality
@@ -41,38 +46,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD_CHECK_SEQUENCES = 200
 
 
-class Quality(Protocol):
-    """What an evaluation found: masked-LM quality on held-out text, or the scores on a task's dev rows."""
-
-    @property
-    def score(self) -> float: ...
-
-    def scalars(self) -> dict[str, float]: ...
-
-    def sentence(self) -> str: ...
-
-
 @dataclass
-class Parts:
-    """Everything a stage's loop works with. ``training``: with ``steps`` filled in."""
+class Trainee:
+    """A stage in training: what is its own. ``quality``: of the last evaluation."""
 
     config: RunConfig
     index: int
-    folder: Path
-    rank: Rank
-    corpus: Corpus
-    task: Task | None
     identity: dict[str, Any]
-    training: TrainingConfig
     student: StageModel
-    teachers: Sequence[AnyTeacher]
     engine: Engine
-    loader: Loader
-    held_out: Source
     first_step: int
-    steps: int
     monitor: Monitor | None
-    references: StageReferences | None
+    meter: Meter
+    best: BestModel
+    quality: Quality | None = None
 
     @property
     def stage(self) -> TrainedStage:
@@ -81,30 +68,63 @@ class Parts:
         return stage
 
     @property
-    def terms(self) -> list[TermConfig]:
-        return self.stage.objective
+    def training(self) -> TrainingConfig:
+        return self.stage.training
 
     @property
-    def pairs(self) -> list[list[tuple[int, int]]]:
+    def folder(self) -> Path:
+        return self.config.stage_folder(self.index)
+
+
+@dataclass
+class Parts:
+    """Everything the loop works with: the trainees (one stage, or several side by side), and what they share."""
+
+    config: RunConfig
+    rank: Rank
+    corpus: Corpus
+    task: Task | None
+    teachers: Sequence[AnyTeacher]
+    loader: Loader
+    held_out: Source
+    steps: int
+    trainees: list[Trainee]
+    references: StageReferences | None
+
+    @property
+    def first_step(self) -> int:
+        """Of the trainee that is least far; the others join at their own."""
+        return min(trainee.first_step for trainee in self.trainees)
+
+    @property
+    def names(self) -> str:
+        return ", ".join(repr(trainee.stage.name) for trainee in self.trainees)
+
+    def restart_clocks(self) -> None:
+        """What one trainee's evaluation takes is no step's time."""
+        for trainee in self.trainees:
+            trainee.meter.restart_clock()
+
+    def pairs(self, trainee: Trainee) -> list[list[tuple[int, int]]]:
         """For each loss term its (teacher, student) layer pairs, with the first teacher."""
         if not self.teachers:
-            return [[] for _ in self.terms]
-        depths = (self.teachers[0].config.num_hidden_layers, self.student.config.num_hidden_layers)
-        return [term.pairs(*depths) for term in self.terms]
+            return [[] for _ in trainee.stage.objective]
+        depths = (self.teachers[0].config.num_hidden_layers, trainee.student.config.num_hidden_layers)
+        return [term.pairs(*depths) for term in trainee.stage.objective]
 
-    def measure(self) -> Quality:
-        """The student (and its first teacher, where it can do the same) on what was kept from training. Collective."""
+    def measure(self, trainee: Trainee) -> Quality:
+        """Its student (and the first teacher, where it can do the same) on what was kept from training. Collective."""
         teacher = self.teachers[0] if self.teachers else None
         if self.task is None:
-            batches = self._batches(self._seen(self.held_out), self.training.evaluate_sequences)
-            assert isinstance(self.student, Encoder)
-            return masked_lm.evaluate(self.student, teacher, batches, self.rank)
+            batches = self._batches(self._seen(self.held_out), trainee.training.evaluate_sequences)
+            assert isinstance(trainee.student, Encoder)
+            return masked_lm.evaluate(trainee.student, teacher, batches, self.rank)
         if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
             teacher = None
         dev = self.task.dev
-        trained = any(OBJECTIVES[term.kind].count == "targets" for term in self.terms)
+        trained = any(OBJECTIVES[term.kind].count == "targets" for term in trainee.stage.objective)
         batches = self._batches(self._seen(dev), len(dev))
-        return task_quality.evaluate(self.student, teacher, dev, batches, self.rank, trained)
+        return task_quality.evaluate(trainee.student, teacher, dev, batches, self.rank, trained)
 
     def _seen(self, source: Source) -> Source:
         """What was kept from training, with its references."""
@@ -116,56 +136,75 @@ class Parts:
         return held_out_batches(source, limit, self.config.seed, *where)
 
 
-def build(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: dict[str, Any]) -> Parts:
-    """Load or create the models, wrap the student, and find where to go on."""
-    stage, folder = config.stages[index], config.stage_folder(index)
-    assert isinstance(stage, TrainedStage)
-    training = stage.training
+def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corpus, rank: Rank) -> Parts:
+    """Load or create the models of a stage, or of several side by side; wrap the students; find where to go on.
+
+    Args:
+        identities: by the stage's number.
+    """
+    stages = {index: config.stages[index] for index in identities}
+    first = next(iter(stages.values()))
+    assert isinstance(first, TrainedStage)
+    found = {index: newest(config, index, identity) for index, identity in identities.items()}
+    task = stage_task(config, first, corpus)
+    labels = [] if task is None else task.labels
+    split = corpus.split("train")
+    steps = first.training.total_steps(len(split) if task is None else len(task.train))
     torch.manual_seed(config.seed)
-    found, passed = checkpoint.newest(folder / "checkpoints")
+    loaded = stage_teachers(config, next(iter(stages)), corpus, labels)
+    modules = {index: student_module(config, index, corpus, labels, loaded, steps) for index in stages}
+    teachers = freeze(first, loaded, list(modules.values()), rank)
+    source: Source = CorpusSource(split, config.seed, sampled_share(list(modules.values()), first.training))
+    source = source if task is None else task.train
+    folder, identity = config.stage_folder(next(iter(stages))), next(iter(identities.values()))
+    references = stage_references(first, folder, corpus, task, teachers, identity, rank)
+    source = source if references is None else references.seen(source, "train")
+    loader = make_loader(config, first.training, source, rank)
+    check_teacher_heads(first, loaded, teachers, loader, corpus, rank)
+    trainees = [
+        start_trainee(config, index, identities[index], module, found[index], corpus, rank, steps)
+        for index, module in modules.items()
+    ]
+    for sentence in [] if task is None else task.skipped:
+        if trainees[0].monitor is not None:
+            trainees[0].monitor.line(f"rows of the task that cannot be used: {sentence}")
+    learned, loader, held_out = from_cache(
+        config, next(iter(stages)), corpus, teachers, loader, steps, rank, trainees[0].monitor
+    )
+    return Parts(config, rank, corpus, task, learned, loader, held_out, steps, trainees, references)
+
+
+def newest(config: RunConfig, index: int, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint from which a stage goes on, and a sentence for each that had to be passed over."""
+    found, passed = checkpoint.newest(config.stage_folder(index) / "checkpoints")
     if found is not None:
         checkpoint.check_identity(found.identity, identity, f"The checkpoint {found.folder}")
-    stage = stage.model_copy(update={"objective": with_token_ids(config, stage, corpus)})
-    task = stage_task(config, stage, corpus)
-    models = stage_models(config, index, corpus, [] if task is None else task.labels)
-    module, teachers = wrap(stage, models, rank)
-    source: Source = CorpusSource(corpus.split("train"), config.seed, sampled_share(module, training))
-    source = source if task is None else task.train
-    references = stage_references(stage, folder, corpus, task, teachers, identity, rank)
-    source = source if references is None else references.seen(source, "train")
-    loader = make_loader(config, training, source, rank)
-    check_teacher_heads(stage, models, teachers, loader, corpus, rank)
-    state = found.read() if found is not None else None
-    engine = Engine(module, training, rank, state)
-    first_step = found.step if found is not None else 0
-    steps = training.total_steps(len(source))
+    return found, passed
+
+
+def start_trainee(
+    config: RunConfig,
+    index: int,
+    identity: dict[str, Any],
+    module: Distillation,
+    found: tuple[Checkpoint | None, list[str]],
+    corpus: Corpus,
+    rank: Rank,
+    steps: int,
+) -> Trainee:
+    """Wrap a student, from where its newest checkpoint stands."""
+    stage, (begun, passed) = config.stages[index], found
+    assert isinstance(stage, TrainedStage)
+    pace = module.schedule if isinstance(module, ProgressiveDistillation) else None
+    engine = Engine(module, stage.training, rank, None if begun is None else begun.read(), pace)
+    first_step = 0 if begun is None else begun.step
     monitor = start_monitor(config, index, corpus, module.names(), first_step, steps) if rank.is_first else None
     if monitor is not None:
         for sentence in passed:
             monitor.line(sentence)
-        for sentence in [] if task is None else task.skipped:
-            monitor.line(f"rows of the task that cannot be used: {sentence}")
         monitor.line(f"continuing after step {first_step}" if first_step else "starting")
-    learned, loader, held_out = from_cache(config, index, corpus, teachers, loader, steps, rank, monitor)
-    return Parts(
-        config,
-        index,
-        folder,
-        rank,
-        corpus,
-        task,
-        identity,
-        training,
-        models.student,
-        learned,
-        engine,
-        loader,
-        held_out,
-        first_step,
-        steps,
-        monitor,
-        references,
-    )
+    best = BestModel(config.stage_folder(index), stage.training, engine, rank, first_step)
+    return Trainee(config, index, identity, module.student, engine, first_step, monitor, Meter(rank), best)
 
 
 def from_cache(
@@ -199,19 +238,6 @@ def from_cache(
     return cached.teachers, replace(loader, source=cached.train), cached.held_out
 
 
-def stage_task(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> Task | None:
-    """The labelled data of a stage that has a task."""
-    if isinstance(stage, PretrainStage) or stage.task is None:
-        return None
-    tokenizer = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer)
-    rows = None
-    if stage.rows is not None:
-        made = config.stage_index(stage.rows)
-        assert made is not None
-        rows = config.stage_folder(made) / "rows.jsonl"
-    return read_task(config.tasks[stage.task], rows, tokenizer)
-
-
 def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> list[TermConfig]:
     """The stage's losses with entries of the vocabulary turned into their ids.
 
@@ -229,26 +255,6 @@ def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> li
         return ids[piece]
 
     return [term.resolved(token_id) for term in stage.objective]
-
-
-def stage_labels(config: RunConfig, stage: TrainedStage) -> list[str]:
-    """The label names of a stage's task, [] without one."""
-    if isinstance(stage, PretrainStage) or stage.task is None:
-        return []
-    return read_labels(config.tasks[stage.task])
-
-
-def wrap(stage: TrainedStage, models: Models, rank: Rank) -> tuple[Distillation, list[Teacher]]:
-    """Student and objectives as one module, and the frozen teachers on the rank's device."""
-    shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
-    module = Distillation(models.student, objectives(stage, models.student.config, shapes))
-    check_heads(module, models, f"stage {stage.name!r}")
-    teachers = []
-    for objective, teacher in zip(module.objectives, models.teachers, strict=bool(models.teachers)):
-        assert isinstance(objective, Objective)
-        frozen = teacher.model.to(rank.device, DTYPES[stage.training.precision])
-        teachers.append(Teacher(frozen, objective.needs().teacher))
-    return module, teachers
 
 
 def stage_references(
@@ -269,9 +275,64 @@ def stage_references(
     return prepare_references(stage, folder, corpus, task, reader, identity, rank)
 
 
-def sampled_share(module: Distillation, training: TrainingConfig) -> float | None:
+def stage_task(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> Task | None:
+    """The labelled data of a stage that has a task."""
+    if isinstance(stage, PretrainStage) or stage.task is None:
+        return None
+    tokenizer = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer)
+    rows = None
+    if stage.rows is not None:
+        made = config.stage_index(stage.rows)
+        assert made is not None
+        rows = config.stage_folder(made) / "rows.jsonl"
+    return read_task(config.tasks[stage.task], rows, tokenizer)
+
+
+def stage_labels(config: RunConfig, stage: TrainedStage) -> list[str]:
+    """The label names of a stage's task, [] without one."""
+    if isinstance(stage, PretrainStage) or stage.task is None:
+        return []
+    return read_labels(config.tasks[stage.task])
+
+
+def student_module(
+    config: RunConfig, index: int, corpus: Corpus, labels: list[str], teachers: list[LoadedTeacher], steps: int
+) -> Distillation:
+    """Student and objectives as one module. It begins as it does when the stage is trained alone."""
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    who = f"stage {stage.name!r}"
+    torch.manual_seed(config.seed)
+    stage = stage.model_copy(update={"objective": with_token_ids(config, stage, corpus)})
+    models = stage_models(config, index, corpus, labels, teachers)
+    shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
+    terms = objectives(stage, models.student.config, shapes)
+    progressive = stage.progressive if isinstance(stage, DistillStage) else None
+    module = (
+        Distillation(models.student, terms)
+        if progressive is None
+        else ProgressiveDistillation(models.student, terms, progressive, steps)
+    )
+    check_heads(module, models, who)
+    return module
+
+
+def freeze(stage: TrainedStage, loaded: list[LoadedTeacher], modules: list[Distillation], rank: Rank) -> list[Teacher]:
+    """The teachers on the rank's device, asked for all that the students' objectives need."""
+    teachers = []
+    for place, teacher in enumerate(loaded):
+        request = FeatureRequest()
+        for module in modules:
+            objective = module.objectives[place]
+            assert isinstance(objective, Objective)
+            request |= objective.needs().teacher
+        teachers.append(Teacher(teacher.model.to(rank.device, DTYPES[stage.training.precision]), request))
+    return teachers
+
+
+def sampled_share(modules: list[Distillation], training: TrainingConfig) -> float | None:
     """The share of rows to sample, None when no loss looks at sampled rows."""
-    return training.sampled_rows if "sampled" in module.request.logits else None
+    return training.sampled_rows if any("sampled" in module.request.logits for module in modules) else None
 
 
 def make_loader(config: RunConfig, training: TrainingConfig, source: Source, rank: Rank) -> Loader:
@@ -288,14 +349,19 @@ def make_loader(config: RunConfig, training: TrainingConfig, source: Source, ran
 
 
 def check_teacher_heads(
-    stage: TrainedStage, models: Models, teachers: list[Teacher], loader: Loader, corpus: Corpus, rank: Rank
+    stage: TrainedStage,
+    models: list[LoadedTeacher],
+    teachers: list[Teacher],
+    loader: Loader,
+    corpus: Corpus,
+    rank: Rank,
 ) -> None:
     """Measure each teacher whose vocabulary logits are asked for against token frequencies. Collective.
 
     Raises:
         DataError: one is no better, and its `head_check` says refuse.
     """
-    for teacher, loaded in zip(teachers, models.teachers, strict=True):
+    for teacher, loaded in zip(teachers, models, strict=True):
         own = loaded.source != loaded.config.source
         check = loaded.config.head_check or ("warn" if own else "refuse")
         if not teacher.request.logits or check == "off":

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
+from distill_core.beside import check_beside
 from distill_core.cache import TeacherCacheConfig
 from distill_core.evaluate.pseudo_perplexity import PseudoPerplexityConfig
 from distill_core.models.config import ModelConfig
@@ -19,6 +20,7 @@ from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
 from distill_core.objectives.logits import MlmConfig
 from distill_core.objectives.task import TaskLossConfig
+from distill_core.progressive import ProgressiveConfig
 from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.augment import AugmentConfig
 from distill_core.tasks.config import TaskConfig
@@ -153,6 +155,11 @@ class DistillStage(Config):
     references: ReferencesConfig | None = None
     """The student also reads the first teacher's vectors of the most similar other training text (RefBERT)."""
     objective: list[AnyTerm] = Field(min_length=1)
+    progressive: ProgressiveConfig | None = None
+    """The student's layers learn one after another, as MobileBERT's."""
+    beside: str | None = runtime(None)
+    """The name of the distill stage directly before this one (or of one that is trained beside that): both students
+    are trained at once with one teacher forward, and end in the same weights as one after the other."""
     training: TrainingConfig
     teacher_cache: TeacherCacheConfig | None = runtime(None)
     """Compute the teachers' outputs once, keep them on disk, and train without the live teacher; {} for defaults.
@@ -163,6 +170,14 @@ class DistillStage(Config):
     def _short_teacher(cls, value: Any) -> Any:
         given = value if isinstance(value, list) else [value]
         return [{"source": item} if isinstance(item, str) else item for item in given]
+
+    @model_validator(mode="after")
+    def _teachers_differ(self) -> DistillStage:
+        names = [teacher.source for teacher in self.teacher]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the teacher {twice!r} is named twice; name it once, with a larger weight")
+        return self
 
     @model_validator(mode="after")
     def _rows_of_a_task(self) -> DistillStage:
@@ -292,6 +307,7 @@ class RunConfig(PrepConfig):
                     f"{stage.training.micro_batch_tokens} is smaller than max_length {longest}; raise the first or "
                     "lower the second"
                 )
+        check_beside(self.stages, [sources(stage) for stage in self.stages])
         return self
 
     def _check_task(self, stage: AnyStage, earlier: Sequence[AnyStage]) -> None:

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -134,16 +134,25 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
     return {**training.deepspeed, **generated}
 
 
-def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
-    """Weight decay on matrices only; none on biases and LayerNorms."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+class Pace(Protocol):
+    """How fast parts of the trained module move (``progressive.py``): a pure function of the step."""
+
+    def part(self, parameter: str) -> int: ...
+
+    def factor(self, part: int, step: int) -> float: ...
+
+
+def parameter_groups(module: nn.Module, training: TrainingConfig, pace: Pace | None = None) -> list[dict[str, Any]]:
+    """Weight decay on matrices only; none on biases and LayerNorms. ``part``: of ``pace``, 0 without one."""
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         undecayed = name.endswith("bias") or "LayerNorm" in name
-        (plain if undecayed else decayed).append(parameter)
+        groups.setdefault((pace.part(name) if pace else 0, undecayed), []).append(parameter)
     decay = training.optimizer.weight_decay
-    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [
+        {"params": groups[part, undecayed], "weight_decay": 0.0 if undecayed else decay, "part": part}
+        for part, undecayed in sorted(groups)
+    ]
 
 
 class AdamSettings(NamedTuple):
@@ -178,7 +187,14 @@ class FullState:
 class Engine:
     """Student and projections under DeepSpeed."""
 
-    def __init__(self, module: nn.Module, training: TrainingConfig, rank: Rank, state: FullState | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        training: TrainingConfig,
+        rank: Rank,
+        state: FullState | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         """Wrap ``module`` (fp32, on the CPU); with ``state``, continue exactly from it."""
         if state is not None:
             module.load_state_dict(state.weights, strict=True)
@@ -186,7 +202,7 @@ class Engine:
         self.names = [name for name, _ in module.named_parameters()]
         deepspeed = _deepspeed()
         adam = torch.optim.AdamW(
-            parameter_groups(module.to(rank.device), training),
+            parameter_groups(module.to(rank.device), training, pace),
             lr=0.0,
             betas=training.optimizer.betas,
             eps=training.optimizer.eps,
@@ -197,6 +213,7 @@ class Engine:
                 model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
             )
         self._adam = adam
+        self._pace = pace
         self._optimizer = training.optimizer
         self._decayed = [group["weight_decay"] > 0 for group in adam.param_groups]
         self._zero_stage = training.zero_stage
@@ -228,7 +245,8 @@ class Engine:
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
         settings = adam_settings(self._optimizer, learning_rate, number + 1)
         for group, decayed in zip(self._adam.param_groups, self._decayed, strict=True):
-            group["lr"], group["eps"] = settings.learning_rate, settings.eps
+            factor = self._pace.factor(group["part"], number) if self._pace else 1.0
+            group["lr"], group["eps"] = factor * settings.learning_rate, settings.eps
             group["weight_decay"] = settings.weight_decay if decayed else 0.0
         self._engine.step()
 

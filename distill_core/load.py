@@ -9,6 +9,7 @@ from pathlib import Path
 from configs.errors import DataError
 from data_prep.corpus import Corpus
 from distill_core.config import (
+    DistillStage,
     FinetuneStage,
     PretrainStage,
     RunConfig,
@@ -49,7 +50,22 @@ class Models:
     teachers: list[LoadedTeacher]
 
 
-def stage_models(config: RunConfig, index: int, corpus: Corpus, labels: list[str]) -> Models:
+def stage_teachers(config: RunConfig, index: int, corpus: Corpus, labels: list[str]) -> list[LoadedTeacher]:
+    """What a stage learns from; ``labels``: of its task, [] without one.
+
+    Raises:
+        ConfigError, DataError: a model cannot be loaded, or does not fit the corpus.
+    """
+    stage = config.stages[index]
+    if not isinstance(stage, DistillStage):
+        return []
+    task = None if stage.task is None else config.tasks[stage.task]
+    return [_teacher(config, teacher, task, labels, corpus, f"stage {stage.name!r}") for teacher in stage.teacher]
+
+
+def stage_models(
+    config: RunConfig, index: int, corpus: Corpus, labels: list[str], teachers: list[LoadedTeacher]
+) -> Models:
     """The models of a stage; ``labels``: of its task, [] without one.
 
     Raises:
@@ -65,7 +81,6 @@ def stage_models(config: RunConfig, index: int, corpus: Corpus, labels: list[str
     if isinstance(stage, PretrainStage):
         given = StudentConfig(model=stage.model, init=stage.init)
         return Models(_student(config, given, None, corpus, who), [])
-    teachers = [_teacher(config, teacher, task, labels, corpus, who) for teacher in stage.teacher]
     first = teachers[0].model
     student = _student(config, stage.student, first.encoder if isinstance(first, TaskModel) else first, corpus, who)
     if stage.references is not None:
@@ -123,17 +138,28 @@ def objectives(
     if len(teachers) == 1:
         return [Objective(stage.objective, student, teachers[0][1])]
     whole = sum(teacher.weight for teacher, _ in teachers)
+    names = teacher_names([teacher.source for teacher, _ in teachers])
     return [
         Objective(
             stage.objective,
             student,
             shape,
             share=teacher.weight / whole,
-            prefix=f"{Path(teacher.source).name}/",
+            prefix=f"{names[place]}/",
             labels=place == 0,
         )
         for place, (teacher, shape) in enumerate(teachers)
     ]
+
+
+def teacher_names(sources: list[str]) -> list[str]:
+    """Short and different names of several teachers: the ends of their paths, as long as it takes."""
+    parts = [Path(source).parts for source in sources]
+    for length in range(1, max(map(len, parts))):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return sources
 
 
 def check_heads(module: Distillation, models: Models, who: str) -> None:

@@ -71,13 +71,13 @@ class Monitor:
         except OSError as error:
             raise output_error(self._metrics, error) from error
 
-    def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """A log line now and then, and the launcher's progress file at most once a second."""
+    def progress(self, step: int, loss: float, tokens_per_second: float, live: bool = True) -> None:
+        """A log line now and then, and (``live``) the launcher's progress file at most once a second."""
         now = time.monotonic()
         rate = (step - self._first_step) / max(now - self._began, 1e-9)
         left = (self.steps - step) / rate if rate else 0.0
         last = step == self.steps
-        if last or now - self._last_progress >= 1.0:
+        if live and (last or now - self._last_progress >= 1.0):
             self._last_progress = now
             facts = {"step": step, "steps": self.steps, "loss": loss}
             facts |= {"tokens_per_second": tokens_per_second, "seconds_left": left}

@@ -91,6 +91,10 @@ class Objective(nn.Module):
             for name in term.names()  # type: ignore[operator]
         ]
 
+    def own_names(self) -> list[str]:
+        """The names that the terms themselves give to the same losses."""
+        return [name for term in self.terms for name in term.names()]  # type: ignore[operator]
+
     def forward(
         self, student: Features, teacher: Features, batch: Batch, counts: dict[Count, Tensor], progress: float
     ) -> LossTerms:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,35 +15,49 @@ from torch import Tensor
 
 from configs.errors import output_error
 from data_prep.shards import sync
-from distill_core.build import Parts, Quality
+from distill_core.engine import Engine, Rank
 from distill_core.models import pretrained
 from distill_core.references.measure import reference_facts
 from distill_core.references.weights import save_extra, split_state
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.model import TaskModel
+from distill_core.training import TrainingConfig
+
+if TYPE_CHECKING:
+    from distill_core.build import Parts, Trainee
+
+
+class Quality(Protocol):
+    """What an evaluation found: masked-LM quality on held-out text, or the scores on a task's dev rows."""
+
+    @property
+    def score(self) -> float: ...
+
+    def scalars(self) -> dict[str, float]: ...
+
+    def sentence(self) -> str: ...
 
 
 class BestModel:
     """With ``training.select: best``: STAGE/best/ holds the weights of the best evaluation so far."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.folder = parts.folder / "best"
-        self.wanted = parts.training.select == "best"
-        score = torch.full((1,), -float("inf") if parts.rank.is_first else 0.0, dtype=torch.float64)
-        if self.wanted and parts.rank.is_first and parts.first_step:
-            score[0] = (read_best(parts.folder) or {"score": score.item()})["score"]
-        self.score = float(
-            parts.rank.sum(score.to(parts.rank.device))
-        )  # the others add 0: all know what the first read
+    def __init__(self, stage: Path, training: TrainingConfig, engine: Engine, rank: Rank, first_step: int) -> None:
+        """``stage``: its folder. Collective."""
+        self.engine, self.rank = engine, rank
+        self.folder = stage / "best"
+        self.wanted = training.select == "best"
+        score = torch.full((1,), -float("inf") if rank.is_first else 0.0, dtype=torch.float64)
+        if self.wanted and rank.is_first and first_step:
+            score[0] = (read_best(stage) or {"score": score.item()})["score"]
+        self.score = float(rank.sum(score.to(rank.device)))  # the others add 0: all know what the first read
 
     def consider(self, quality: Quality, done: int) -> None:
         """Keep the weights if this evaluation is better than all before. Collective (all ranks hold one score)."""
         if not self.wanted or quality.score <= self.score:
             return
         self.score = quality.score
-        weights = self.parts.engine.full_weights()
-        if not self.parts.rank.is_first:
+        weights = self.engine.full_weights()
+        if not self.rank.is_first:
             return
         facts = {"step": done, "score": quality.score, "evaluation": facts_of(quality)}
         try:
@@ -68,13 +82,13 @@ def facts_of(quality: Quality) -> dict[str, Any]:
     return asdict(quality)
 
 
-def write_model(parts: Parts, weights: dict[str, Tensor]) -> None:
+def write_model(parts: Parts, trainee: Trainee, weights: dict[str, Tensor]) -> None:
     """STAGE/model/: of the last step, or of the best evaluation."""
-    if parts.training.select == "best":
-        weights = load_file(parts.folder / "best" / "weights.safetensors")
+    if trainee.training.select == "best":
+        weights = load_file(trainee.folder / "best" / "weights.safetensors")
     student = {n.removeprefix("student."): w for n, w in weights.items() if n.startswith("student.")}
     student, extra = split_state(student)
-    folder, model, tokenizer = parts.folder / "model", parts.student, parts.corpus.tokenizer_folder
+    folder, model, tokenizer = trainee.folder / "model", trainee.student, parts.corpus.tokenizer_folder
     try:
         if isinstance(model, TaskModel):
             task_models.save(student, model.config, model.kind, model.labels, tokenizer, folder)
@@ -95,10 +109,10 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     return done
 
 
-def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
+def write_done(parts: Parts, trainee: Trainee, quality: Quality, seconds: float) -> None:
     """DONE.json: the stage is finished, and what came out of it."""
-    stage, training = parts.stage, parts.training
-    best = read_best(parts.folder) if training.select == "best" else None
+    stage, training = trainee.stage, trainee.training
+    best = read_best(trainee.folder) if training.select == "best" else None
     sequences = parts.steps * training.global_batch_size
     tokens = int(sequences * mean_length(parts))
     first = parts.teachers[0] if parts.teachers else None
@@ -110,26 +124,27 @@ def write_done(parts: Parts, quality: Quality, seconds: float) -> None:
         "sequences": sequences,
         "tokens": tokens,
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens * (1 - parts.first_step / parts.steps) / max(seconds, 1e-9), 1),
-        "parameters": parameters(parts.student),
-        "pairs": parts.pairs,
-        "labels": parts.student.labels if isinstance(parts.student, TaskModel) else [],
-        "pooler": parts.student.config.pooler,
+        "beside": [other.stage.name for other in parts.trainees if other is not trainee],
+        "tokens_per_second": round(tokens * (1 - trainee.first_step / parts.steps) / max(seconds, 1e-9), 1),
+        "parameters": parameters(trainee.student),
+        "pairs": parts.pairs(trainee),
+        "labels": trainee.student.labels if isinstance(trainee.student, TaskModel) else [],
+        "pooler": trainee.student.config.pooler,
         "teacher": stage.teacher[0].source if stage.kind == "distill" else None,
         "teacher_parameters": None if first is None else first.parameter_count,
         "corpus_hash": parts.corpus.hash,
-        "identity": parts.identity,
+        "identity": trainee.identity,
         "evaluation": facts_of(quality) if best is None else best["evaluation"],
         "selected_step": parts.steps if best is None else best["step"],
-        "references": reference_facts(parts.references, parts.folder / "model"),
+        "references": reference_facts(parts.references, trainee.folder / "model"),
         "world_size": parts.rank.world_size,
         "precision": training.precision,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        write_aside(parts.folder / "DONE.json", facts)
+        write_aside(trainee.folder / "DONE.json", facts)
     except OSError as error:
-        raise output_error(parts.folder, error) from error
+        raise output_error(trainee.folder, error) from error
 
 
 def mean_length(parts: Parts) -> float:
@@ -141,7 +156,8 @@ def mean_length(parts: Parts) -> float:
 
 
 def parameters(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    # ZeRO-3 leaves parameters empty between steps, and their size in ds_numel.
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 
 def write_aside(path: Path, facts: dict[str, Any]) -> None:

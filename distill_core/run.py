@@ -17,21 +17,24 @@ from pathlib import Path
 from configs.errors import ConfigError, ZhengliuError
 from configs.loader import load
 from data_prep.corpus import Corpus
+from distill_core.beside import groups
 from distill_core.config import RunConfig, sources
 from distill_core.engine import Rank, rank_number, start_ranks, stop_ranks
 from distill_core.finish import finish_run
 from distill_core.record import read_done
-from distill_core.stage import run_stage
+from distill_core.stage import run_stages
 
 
 def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
     """Run the stages in order (or just ``only``), skipping those that are done; True when all are done."""
     corpus = Corpus.open(config.data_folder)
-    for index, stage in enumerate(config.stages):
-        if only is None or stage.name == only:
-            current_stage.name = stage.name
-            check_sources_are_ready(config, index)
-            run_stage(config, index, corpus, rank)
+    for group in groups(config.stages):
+        wanted = [index for index in group if only is None or config.stages[index].name == only]
+        if wanted:
+            current_stage.name = ", ".join(config.stages[index].name for index in wanted)
+            for index in wanted:
+                check_sources_are_ready(config, index)
+            run_stages(config, wanted, corpus, rank)
     return all(read_done(config.stage_folder(i)) is not None for i in range(len(config.stages)))
 
 

@@ -1,10 +1,11 @@
-"""One stage of training: the loop, read top to bottom, and what surrounds it."""
+"""One stage of training, or several side by side: the loop, read top to bottom, and what surrounds it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +18,88 @@ from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
 from distill_core import checkpoint
 from distill_core.batch import COUNTS, Batch, Count
-from distill_core.build import Parts, Quality, build
-from distill_core.config import AnyStage, AugmentStage, PretrainStage, RunConfig, sources
+from distill_core.build import Parts, Trainee, build
+from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, sources
+from distill_core.data import Step
 from distill_core.engine import Rank, check_finite
 from distill_core.features import Features
-from distill_core.meter import Meter
 from distill_core.models import pretrained
-from distill_core.record import BestModel, read_done, write_done, write_model
+from distill_core.record import Quality, read_done, write_done, write_model
 from distill_core.tasks.stage import run_augment
+from distill_core.teacher_check import check_teachers, finite
 from distill_core.training import TrainingConfig
 
 # ---------------------------------------------------------------- the loop
 
 
-def train(parts: Parts) -> Quality:
-    """The training loop: from the first step that is not done to the last; returns the final evaluation."""
-    training, rank, engine, steps = parts.training, parts.rank, parts.engine, parts.steps
-    meter, best = Meter(rank), BestModel(parts)
-    quality: Quality | None = None
-    engine.train()
-    for step, wait in parts.loader.steps(parts.first_step, steps):
-        done = step.number + 1
-        last_step = done == steps
-        seed_step(parts, step.number)
+def train(parts: Parts) -> None:
+    """The training loop: from the first step that is not done to the last.
+
+    Its trainees are one stage, or several side by side, each as if alone: one that is further than the others (the
+    run ended between two checkpoints) joins at its own next step.
+    """
+    rank = parts.rank
+    for trainee in parts.trainees:
+        trainee.engine.train()
+    for step, wait in parts.loader.steps(parts.first_step, parts.steps):
+        trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
         batches = [batch.to(rank.device) for batch in step.batches]
         counts = global_counts(batches, rank)
-        for batch in batches:
-            targets = [teacher(batch) for teacher in parts.teachers] or [Features()]
-            losses = engine(batch, targets, counts, step.number / steps)
-            engine.backward(losses.total, last=batch is batches[-1])
-            meter.add(losses)
-        rate = learning_rate(training, step.number, steps)
-        engine.step(rate, step.number)
-        meter.end_step(counts, wait)
-
-        if last_step or done % training.log_every == 0:
-            row = meter.summary() | {
-                "optim/learning_rate": rate,
-                "optim/gradient_norm": engine.gradient_norm(),
-                "data/epoch": step.epoch,
-            }
-            check_finite(row["loss/total"], "loss", parts.stage.name, done)
-            report(parts, done, row)
-        if last_step or done % training.evaluate_every == 0:
-            quality = parts.measure()
-            best.consider(quality, done)
-            report_quality(parts, done, quality)
-            meter.restart_clock()
-        if last_step or done % training.checkpoint_every == 0:
-            checkpoint.save(parts.folder / "checkpoints", done, engine, parts.identity, rank, training.keep_last)
-            meter.restart_clock()
-    return quality if quality is not None else parts.measure()
+        sound: list[Tensor] = []
+        for place, batch in enumerate(batches):
+            taught = [teacher(batch) for teacher in parts.teachers]
+            sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
+            for trainee in trainees:
+                seed_dropout(trainee, step.number, place, rank)
+                losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
+                trainee.engine.backward(losses.total, last=batch is batches[-1])
+                trainee.meter.add(losses)
+        for trainee in trainees:
+            trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
+            trainee.meter.end_step(counts, wait)
+        check_answers(parts, step.number + 1, batches, sound)
+        for trainee in trainees:
+            end_step(parts, trainee, step)
 
 
-def seed_step(parts: Parts, step: int) -> None:
-    """Dropout's generator as a function of (seed, stage, step, rank): nothing to save, nothing to restore."""
-    key = f"{parts.config.seed}/{parts.stage.name}/{step}/{parts.rank.rank}"
+def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:
+    """What a finished step may call for: a line of the curves, an evaluation, a checkpoint."""
+    training, rank, done = trainee.training, parts.rank, step.number + 1
+    last_step = done == parts.steps
+    if last_step or done % training.log_every == 0:
+        row = trainee.meter.summary() | {
+            "optim/learning_rate": learning_rate(training, step.number, parts.steps),
+            "optim/gradient_norm": trainee.engine.gradient_norm(),
+            "data/epoch": step.epoch,
+        }
+        check_finite(row["loss/total"], "loss", trainee.stage.name, done)
+        report(trainee, done, row, live=trainee is parts.trainees[0])
+    if last_step or done % training.evaluate_every == 0:
+        trainee.quality = parts.measure(trainee)
+        trainee.best.consider(trainee.quality, done)
+        report_quality(trainee, done, trainee.quality)
+        parts.restart_clocks()
+    if last_step or done % training.checkpoint_every == 0:
+        folder = trainee.folder / "checkpoints"
+        checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last)
+        parts.restart_clocks()
+
+
+def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> None:
+    """Dropout's generator as a function of (seed, stage, step, micro-batch, rank): nothing to save or restore.
+
+    Seeded for each micro-batch, since students that are trained side by side take turns within a step.
+    """
+    key = f"{trainee.config.seed}/{trainee.stage.name}/{step}/{micro_batch}/{rank.rank}"
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1)
+
+
+def check_answers(parts: Parts, done: int, batches: list[Batch], sound: list[Tensor]) -> None:
+    """Stop when a teacher's answers were not finite, before anything of this step is kept."""
+    stage = parts.trainees[0].stage
+    if isinstance(stage, DistillStage):
+        names = [teacher.source for teacher in stage.teacher]
+        check_teachers(parts.teachers, batches, sound, names, f"Stage {parts.names}, step {done}")
 
 
 def global_counts(batches: list[Batch], rank: Rank) -> dict[Count, Tensor]:
@@ -98,16 +124,17 @@ def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
     return optimizer.learning_rate * share
 
 
-def report(parts: Parts, done: int, row: dict[str, float]) -> None:
-    if parts.monitor is not None:
-        parts.monitor.scalars(done, row)
-        parts.monitor.progress(done, row["loss/total"], row["speed/tokens_per_second"])
+def report(trainee: Trainee, done: int, row: dict[str, float], live: bool) -> None:
+    """``live``: whether the launcher's live line shows this stage."""
+    if trainee.monitor is not None:
+        trainee.monitor.scalars(done, row)
+        trainee.monitor.progress(done, row["loss/total"], row["speed/tokens_per_second"], live)
 
 
-def report_quality(parts: Parts, done: int, quality: Quality) -> None:
-    if parts.monitor is not None:
-        parts.monitor.scalars(done, quality.scalars())
-        parts.monitor.line(f"after step {done}: {quality.sentence()}")
+def report_quality(trainee: Trainee, done: int, quality: Quality) -> None:
+    if trainee.monitor is not None:
+        trainee.monitor.scalars(done, quality.scalars())
+        trainee.monitor.line(f"after step {done}: {quality.sentence()}")
 
 
 # ---------------------------------------------------------------- the end of a stage
@@ -146,25 +173,36 @@ def source_hash(config: RunConfig, name: str) -> str:
     return next((file_hash(path) for path in files if path.is_file()), name)
 
 
-def run_stage(config: RunConfig, index: int, corpus: Corpus, rank: Rank) -> None:
-    """Carry a stage to its end (or find that it is done): a model as a Hugging Face folder, or rows of a task."""
-    folder, stage = config.stage_folder(index), config.stages[index]
-    identity = stage_identity(config, index, corpus)
-    done = read_done(folder)
-    if done is not None:
-        what = f"The finished stage {stage.name!r} ({folder})"
-        checkpoint.check_identity(done["identity"], identity, what)
-        if not wants_more(stage, done):
-            if rank.is_first:
-                print(f"stage {stage.name} is finished; skipped", flush=True)
-            return
-        rank.barrier()  # everyone has read it
-        if rank.is_first:  # it goes on from its last checkpoint
-            (folder / "DONE.json").unlink()
-    if isinstance(stage, AugmentStage):
-        run_augment(config, index, identity, rank)
+def run_stages(config: RunConfig, indices: Sequence[int], corpus: Corpus, rank: Rank) -> None:
+    """Carry a stage, or stages side by side, to the end (or find that they are done).
+
+    A model as a Hugging Face folder, or rows of a task.
+    """
+    identities = {index: stage_identity(config, index, corpus) for index in indices}
+    wanted = {index: identity for index, identity in identities.items() if not finished(config, index, identity, rank)}
+    if not wanted:
+        return
+    if isinstance(config.stages[indices[0]], AugmentStage):
+        run_augment(config, indices[0], identities[indices[0]], rank)
     else:
-        train_stage(config, index, corpus, rank, identity)
+        train_stages(config, wanted, corpus, rank)
+
+
+def finished(config: RunConfig, index: int, identity: dict[str, Any], rank: Rank) -> bool:
+    """Whether a stage is done; one that is asked for more steps is opened again. Collective."""
+    folder, stage = config.stage_folder(index), config.stages[index]
+    done = read_done(folder)
+    if done is None:
+        return False
+    checkpoint.check_identity(done["identity"], identity, f"The finished stage {stage.name!r} ({folder})")
+    if not wants_more(stage, done):
+        if rank.is_first:
+            print(f"stage {stage.name} is finished; skipped", flush=True)
+        return True
+    rank.barrier()  # everyone has read it
+    if rank.is_first:  # it goes on from its last checkpoint
+        (folder / "DONE.json").unlink()
+    return False
 
 
 def wants_more(stage: AnyStage, done: dict[str, Any]) -> bool:
@@ -177,16 +215,19 @@ def wants_more(stage: AnyStage, done: dict[str, Any]) -> bool:
     return bool(done["steps"] < stage.training.steps)
 
 
-def train_stage(config: RunConfig, index: int, corpus: Corpus, rank: Rank, identity: dict[str, Any]) -> None:
-    """From the first step that is not done to the last; then the model and DONE.json."""
+def train_stages(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corpus, rank: Rank) -> None:
+    """From the first step that is not done to the last; then the models and their DONE.json."""
     began = time.monotonic()
-    parts = build(config, index, corpus, rank, identity)
-    quality = train(parts)
-    weights = parts.engine.full_weights()
-    if rank.is_first:
-        write_model(parts, weights)
-        write_done(parts, quality, time.monotonic() - began)
-    if parts.monitor is not None:
-        parts.monitor.close()
-    parts.engine.close()
+    parts = build(config, identities, corpus, rank)
+    train(parts)
+    for trainee in parts.trainees:
+        quality = trainee.quality if trainee.quality is not None else parts.measure(trainee)
+        weights = trainee.engine.full_weights()
+        if rank.is_first:
+            write_model(parts, trainee, weights)
+            write_done(parts, trainee, quality, time.monotonic() - began)
+        if trainee.monitor is not None:
+            trainee.monitor.close()
+    for trainee in parts.trainees:
+        trainee.engine.close()
     rank.barrier()

@@ -17,6 +17,7 @@ from data_prep.config import DataConfig
 from data_prep.corpus import Corpus
 from data_prep.readers import open_sources
 from distill_core import preflight
+from distill_core.beside import group_of
 from distill_core.config import (
     AugmentStage,
     DistillStage,
@@ -79,7 +80,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's costs. FLOPs are per real token, for the forward and backward passes of all models together."""
+    """One stage's costs. FLOPs are per real token, for the forward and backward passes of all models together.
+
+    Of stages side by side only the first pays for the teachers.
+    """
 
     name: str
     kind: str
@@ -97,6 +101,8 @@ class StagePlan:
     epochs: float | None
     micro_steps: int
     flops_per_token: float
+    teacher_flops_per_token: float
+    """Of the teachers' forward passes, whoever pays for them."""
     memory: Memory
     checkpoint_bytes: float
     cache: CachePlan | None = None
@@ -254,6 +260,9 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if isinstance(stage, DistillStage) and stage.task is None:
         cache = cache_plan(stage, config.data.masks, losses, cost, flops, data.tokens, epochs)
     flops = flops + cost.live if cache is None else cache.stage_flops
+    alone = not isinstance(stage, DistillStage) or stage.teacher_cache is not None
+    if not alone and group_of(config.stages, index)[0] != index:
+        flops -= cost.live  # the teachers answer once, for the first of the group
     micro_steps = max(
         1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens))
     )
@@ -274,6 +283,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         epochs=epochs,
         micro_steps=micro_steps,
         flops_per_token=flops,
+        teacher_flops_per_token=cost.live,
         memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,

@@ -16,7 +16,9 @@ from distill_core.config import RunConfig, trained
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
+from launcher.plan_beside import beside_lines
 from launcher.plan_cache import CachePlan, speed_up
+from launcher.units import amount, size
 from launcher.watch import duration
 
 EFFICIENCY = 0.4
@@ -52,6 +54,8 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
         console.print()
         console.print(shown)
     console.print()
+    for line in beside_lines(config, plan):
+        console.print(Text(line))
     if speeds is not None:
         for line in time_lines(plan, speeds):
             console.print(Text(line))
@@ -249,15 +253,3 @@ def units_of(plan: Plan, speed: Speed) -> int:
 
 def seconds_of(stage: StagePlan, speed: Speed, units: int) -> float:
     return stage.flops / (speed.flops * EFFICIENCY * units)
-
-
-def amount(number: float) -> str:
-    """1234567 -> ``1.23 M``."""
-    for unit, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.3g} {unit}"
-    return f"{number:.3g}"
-
-
-def size(number: float) -> str:
-    return f"{amount(number)}B"

@@ -13,7 +13,7 @@ from rich.console import Console
 from configs.errors import ConfigError
 from distill_core.config import TrainingConfig
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import devices, plan, plan_view
+from launcher import devices, plan, plan_view, units
 from launcher.plan import make_plan
 from launcher.runfile import open_run
 
@@ -227,4 +227,4 @@ def test_seconds_by_hand(prepared: Path) -> None:
     ("number", "text"), [(0, "0"), (999, "999"), (1000, "1 k"), (1234567, "1.23 M"), (2.5e10, "25 G"), (3e18, "3 E")]
 )
 def test_amount(number: float, text: str) -> None:
-    assert plan_view.amount(number) == text
+    assert units.amount(number) == text

@@ -45,7 +45,7 @@ class Objective(nn.Module):
 
     Args:
         share: what the terms that look at the teacher are multiplied by (its part of several teachers).
-        prefix: of the reported names, ``"NAME/"`` where there are several teachers.
+        prefix: of the reported names of those terms, ``"NAME/"`` where there are several teachers.
         labels: whether the terms that look at no teacher are in it (in the first teacher's objective only).
     """
 
@@ -74,7 +74,7 @@ class Objective(nn.Module):
                 self.shares.append(share if taught else 1.0)
                 self.kinds.append(config.kind)
                 number = f".{place}" if kinds.count(config.kind) > 1 else ""
-                self.labels.append(f"{prefix}{config.kind}{number}")
+                self.labels.append(f"{prefix if taught else ''}{config.kind}{number}")
 
     def needs(self) -> Needs:
         student, teacher = FeatureRequest(), FeatureRequest()

@@ -9,7 +9,8 @@
 Nothing depends on the number of ranks and nothing is a pickle. Rank 0 gathers and writes; the folder is built
 aside, synced and renamed, so a checkpoint under its final name is whole or (bit rot) found out by its hashes.
 There is no ``latest`` file: the newest sound folder is the one that counts. Randomness needs no state: masks and
-order are pure functions of the step, and the dropout generator is seeded anew from (seed, stage, step, rank).
+order are pure functions of the step, and the dropout generator is seeded anew from (seed, stage, step,
+micro-batch, rank).
 """
 
 from __future__ import annotations

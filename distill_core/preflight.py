@@ -27,6 +27,7 @@ from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.initialise import check_init, check_same_shape
+from distill_core.progressive import Progressive, matched_layers
 from distill_core.references.check import check_stage
 from distill_core.tasks.check import check_losses, check_task
 
@@ -108,6 +109,9 @@ def check_objectives(config: RunConfig, index: int, student: EncoderConfig, voca
     try:
         with torch.device("meta"):
             built = objectives(stage, student, teachers)
+        if isinstance(stage, DistillStage) and stage.progressive is not None:
+            schedule = Progressive(stage.progressive, student.num_hidden_layers)
+            schedule.check(matched_layers(built).values(), stage.training.steps)
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from None
     check_losses(config, stage, built, who)

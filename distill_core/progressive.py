@@ -86,8 +86,13 @@ class Progressive:
         layer = self.learning(step)
         return layer is None or (matched is not None and max(matched, 1) == layer)
 
-    def check(self, matched: Iterable[int | None], steps: int) -> None:
-        """Raise :class:`ConfigError` when a layer would have nothing to learn from, or no time."""
+    def check(self, matched: Iterable[int | None], steps: int | None) -> None:
+        """Raise :class:`ConfigError` when a layer would have nothing to learn from, or no time.
+
+        Args:
+            matched: the student's layers that losses match.
+            steps: of the stage, None where they are not known yet.
+        """
         taught = {max(layer, 1) for layer in matched if layer is not None}
         missing = [layer for layer in range(1, self.layers + 1) if layer not in taught]
         if missing:
@@ -97,7 +102,7 @@ class Progressive:
                 "{kind: hidden_mse, layers: uniform}."
             )
         needed = self.layers * self.config.steps_per_layer
-        if steps < needed:
+        if steps is not None and steps < needed:
             raise ConfigError(
                 f"progressive: {self.layers} layers of {self.config.steps_per_layer} steps take {needed} steps, but "
                 f"the stage has {steps}. Raise training.steps or lower progressive.steps_per_layer."

@@ -19,7 +19,7 @@ def start(
     ``extra``: environment variables over the usual ones.
     """
     rendezvous = Path(os.environ.get("TMPDIR", "/tmp")) / f"zhengliu-{uuid.uuid4().hex}"
-    processes = []
+    processes, logs = [], []
     for rank in range(world_size):
         environment = os.environ | {
             "RANK": str(rank),
@@ -33,13 +33,17 @@ def start(
             **(extra or {}),
         }
         command = [sys.executable, str(program), *arguments]
-        pipe = subprocess.PIPE
-        processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True))
+        logs.append(rendezvous.with_suffix(f".rank-{rank}.log"))
+        with logs[-1].open("wb") as log:  # a pipe would fill up while another rank is waited for
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+        for process in processes:
+            process.wait(timeout=timeout)
     finally:
         for process in processes:
             process.kill()
-        rendezvous.unlink(missing_ok=True)
+        outputs = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
+        for path in (rendezvous, *logs):
+            path.unlink(missing_ok=True)
     failed = [i for i, process in enumerate(processes) if process.returncode != 0]
     assert not failed, f"rank {failed[0]} ended with {processes[failed[0]].returncode}:\n{outputs[failed[0]][-3000:]}"

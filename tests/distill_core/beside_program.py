@@ -23,7 +23,7 @@ from distill_core.engine import Rank, start_ranks, stop_ranks
 from distill_core.objective import Teacher
 from distill_core.record import read_done
 
-CASES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+CASES = [("fp32", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 STEPS, EVERY = 6, 2
 TEACHER = "teacher-folder"
 

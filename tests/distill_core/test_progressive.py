@@ -11,6 +11,7 @@ import torch
 from configs.errors import ConfigError
 from configs.loader import identity, validate
 from data_prep.corpus import Corpus
+from distill_core import preflight
 from distill_core.config import MLM, RunConfig
 from distill_core.data import CorpusSource, Loader
 from distill_core.models.config import EncoderConfig
@@ -141,3 +142,14 @@ def test_it_is_part_of_the_stage() -> None:
     before = validate(tree, RunConfig)
     tree["stages"][1]["progressive"] = {"steps_per_layer": 1}
     assert identity(validate(tree, RunConfig).stages[1]) != identity(before.stages[1])
+
+
+def test_the_preflight_refuses_it_before_models_are_loaded() -> None:
+    tree = copy.deepcopy(RUN)
+    tree["stages"][1] |= {
+        "progressive": {"steps_per_layer": 3},
+        "objective": [{"kind": "hidden_mse", "layers": "uniform"}],
+    }
+    config = validate(tree, RunConfig)
+    with pytest.raises(ConfigError, match="stage 'student': progressive: 2 layers of 3 steps take 6 steps"):
+        preflight.check_objectives(config, 1, preflight.stage_shape(config, 1, 50), 50, "stage 'student'")

@@ -116,6 +116,10 @@ def shrink_stage(stage: dict[str, Any], teachers: dict[str, str]) -> None:
     for loss in stage.get("objective", []):
         if "relation_heads" in loss:
             loss["relation_heads"] = math.gcd(stage["student"]["model"]["hidden_size"], 24)
+    if "progressive" in stage:
+        stage["progressive"]["steps_per_layer"] = 1
     if "training" in stage:
         optimizer = stage["training"].get("optimizer", {}) | {"learning_rate": LEARNING_RATE}
         stage["training"] = stage["training"] | TRAINING | {"optimizer": optimizer}
+        if "progressive" in stage:  # a step a layer, then all together
+            stage["training"]["steps"] += presets()[model["preset"]]["num_hidden_layers"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import DataError
@@ -180,15 +181,28 @@ def save(state: dict[str, Tensor], config: EncoderConfig, tokenizer: Path, folde
     no_progress_bars()
     family = config.kin
     model = _masked_lm(family, config.pooler)(AutoConfig.for_model(config.family, **family.settings(config)))
-    result = model.load_state_dict({family.theirs(name): value for name, value in state.items()}, strict=False)
+    theirs = {family.theirs(name): value for name, value in state.items()}
+    result = model.load_state_dict(theirs, strict=False)
     known = (*family.tied, *(key for key, value in model.state_dict().items() if not value.numel()))
     lost = [key for key in result.missing_keys if key not in known and not key.endswith("position_ids")]
     if lost or result.unexpected_keys:
         raise DataError(f"the model does not fit Hugging Face's {family.masked_lm}: {lost + result.unexpected_keys}")
-    model.tie_weights()
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    write_model(model, family.masked_lm, theirs, folder)
     copy_tokenizer(tokenizer, folder)
+
+
+def write_model(model: Any, architecture: str, weights: dict[str, Tensor], folder: Path) -> None:
+    """config.json and model.safetensors as ``save_pretrained`` writes them, with exactly these weights.
+
+    ``save_pretrained`` finds out by storage addresses which of two tied parameters to leave out; here the decoder,
+    which is tied, is never written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures, model.config.dtype = [architecture], torch.float32
+    model.config.save_pretrained(folder)
+    empty = {name: value for name, value in model.state_dict().items() if not value.numel()}
+    tensors = {name: value.detach().to(torch.float32).contiguous() for name, value in (empty | weights).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path) -> None:

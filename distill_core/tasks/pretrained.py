@@ -61,12 +61,12 @@ def save(
         settings |= {"num_labels": 1, "problem_type": "regression"}
     pretrained.no_progress_bars()
     model = cls(cls.config_class(**settings))
-    result = model.load_state_dict({theirs(name, shape, kind): value for name, value in state.items()}, strict=False)
+    weights = {theirs(name, shape, kind): value for name, value in state.items()}
+    result = model.load_state_dict(weights, strict=False)
     lost = [key for key in result.missing_keys if not key.endswith(("position_ids", "task_type_embeddings.weight"))]
     if lost or result.unexpected_keys:
         raise DataError(f"the model does not fit Hugging Face's {cls.__name__}: {lost + result.unexpected_keys}")
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    pretrained.write_model(model, cls.__name__, weights, folder)
     pretrained.copy_tokenizer(tokenizer, folder)
 
 

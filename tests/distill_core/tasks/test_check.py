@@ -14,7 +14,7 @@ from configs.errors import ConfigError, DataError, ZhengliuError
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.config import RunConfig
-from distill_core.load import stage_models
+from distill_core.load import stage_models, stage_teachers
 from distill_core.models import pretrained
 from distill_core.models.encoder import Encoder
 from distill_core.preflight import check
@@ -185,7 +185,9 @@ def test_the_models_of_a_stage(run: Run, kind: str) -> None:
     run.stages[2]["student"] = students[kind]
     config = run.config()
     check(config, 2)
-    models = stage_models(config, 2, run.corpus, ["a", "b", "c"])
+    models = stage_models(
+        config, 2, run.corpus, ["a", "b", "c"], stage_teachers(config, 2, run.corpus, ["a", "b", "c"])
+    )
     student, [teacher] = models.student, models.teachers
     assert isinstance(student, TaskModel) and isinstance(teacher.model, TaskModel)
     assert student.labels == teacher.model.labels == ["a", "b", "c"] and student.classifier.weight.shape[0] == 3
@@ -203,7 +205,7 @@ def test_the_models_of_a_stage(run: Run, kind: str) -> None:
 def test_finetune_begins_with_the_encoder_of_its_model(run: Run) -> None:
     for source in (run.base, run.given_teacher("tokens", ["O", "B-X"])):
         run.stages[0]["model"] = source
-        found = stage_models(run.config(), 0, run.corpus, ["a", "b", "c"])
+        found = stage_models(run.config(), 0, run.corpus, ["a", "b", "c"], [])
         expected = pretrained.load(source, "test").encoder.bert.encoder.state_dict()
         assert isinstance(found.student, TaskModel) and found.teachers == [] and found.student.kind == "classification"
         own = found.student.encoder.bert.encoder.state_dict()

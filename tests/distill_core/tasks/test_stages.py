@@ -22,7 +22,7 @@ from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.outcome import read_outcome
 from distill_core.preflight import check
-from distill_core.stage import run_stage
+from distill_core.stage import run_stages
 from tests.distill_core.evaluate.reference import write_lines
 from tests.ranks import start
 
@@ -262,13 +262,13 @@ def test_a_changed_file_refuses_to_go_on(whole: tuple[RunConfig, Path], tmp_path
         changed = config.model_copy(
             update={"tasks": {**config.tasks, "names": task.model_copy(update={part: str(moved)})}}
         )
-        run_stage(changed, 6, tiny_corpus, rank)  # finished, and skipped
+        run_stages(changed, [6], tiny_corpus, rank)  # finished, and skipped
         moved.write_text(moved.read_text(encoding="utf-8") + '{"tokens": ["好"], "tags": ["B-G"]}\n', encoding="utf-8")
         with pytest.raises(CheckpointError, match=rf"task\.{part}"):
-            run_stage(changed, 6, tiny_corpus, rank)
+            run_stages(changed, [6], tiny_corpus, rank)
         moved.unlink()
         with pytest.raises(DataError, match="cannot be read"):
-            run_stage(changed, 6, tiny_corpus, rank)
+            run_stages(changed, [6], tiny_corpus, rank)
 
 
 def test_killed_between_evaluation_and_checkpoint_it_ends_the_same(

@@ -259,8 +259,16 @@ def test_what_the_run_file_says(run: Run) -> None:
 # ---------------------------------------------------------------- augment
 
 
-def test_augment_on_ranks(run: Run, tmp_path: Path) -> None:
+def test_augment_on_ranks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of one rank and of several are the same file; more ranks than rows do no harm."""
+    one_at_a_time, load = threading.Lock(), pretrained.load
+
+    def locked(source: str, who: str) -> pretrained.Pretrained:
+        """transformers patches its classes while it loads, and leaves them patched when threads load at once."""
+        with one_at_a_time:
+            return load(source, who)
+
+    monkeypatch.setattr(pretrained, "load", locked)
     texts = ["今天天气很好，我们去公园。", "他在图书馆读书。", "北京的大学很大。"]
     for part in ("train", "dev"):
         rows = [{"text": text, "label": label} for text, label in zip(texts, "aba", strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 import unicodedata
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from configs.errors import DataError
 from data_prep.config import TokenizerConfig
-from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes
+from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes, read_json
 
 # As in BERT's `_is_chinese_char`: these are tokens by themselves.
 HAN = (
@@ -202,7 +201,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def _read_json(path: Path) -> tuple[list[str], dict[str, Any]]:
     """Entries and settings of a ``tokenizer.json`` with a WordPiece model."""
-    tree = _json(path)
+    tree = read_json(path)
     model = tree.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(vocab, dict) or model.get("type", "WordPiece") != "WordPiece":
@@ -236,20 +235,10 @@ def _stated(path: Path) -> dict[str, Any]:
     """What a folder's tokenizer_config.json says about the treatment of text."""
     if not path.is_file():
         return {}
-    tree = _json(path)
+    tree = read_json(path)
     keys = {
         "do_lower_case": "lowercase",
         "strip_accents": "strip_accents",
         "tokenize_chinese_chars": "chinese",
     }
     return {ours: tree[key] for key, ours in keys.items() if isinstance(tree.get(key), bool)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}). Fetch or write it again.") from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{path} does not hold a JSON object. Fetch or write it again.")
-    return tree

@@ -64,7 +64,7 @@ def log_probabilities(model: Encoder, copies: Copies, mask_id: int, budget: int 
     model.eval()
     device = next(model.parameters()).device
     out = np.empty(len(copies), np.float64)
-    for places in _groups(copies.lengths, budget):
+    for places in groups(copies.lengths, budget):
         batch = _batch(copies, places, mask_id, choose_kernel("auto", device)).to(device)
         assert batch.rows is not None and batch.labels is not None
         logits = model(batch, MASKED_LOGITS).logits["masked"]
@@ -72,8 +72,8 @@ def log_probabilities(model: Encoder, copies: Copies, mask_id: int, budget: int 
     return out
 
 
-def _groups(lengths: Ints, budget: int) -> Iterator[Ints]:
-    """Copies by falling length, cut so that each group holds at most ``budget`` tokens or one copy."""
+def groups(lengths: Ints, budget: int) -> Iterator[Ints]:
+    """Places of texts by falling length, cut so that each group holds at most ``budget`` tokens, or one text."""
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
     first = 0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_prep.corpus import offsets_of, spread
 from distill_core.batch import Batch
-from distill_core.evaluate.scoring import locate
+from distill_core.evaluate.scoring import groups, locate
 from distill_core.features import MASKED_LOGITS
 from distill_core.models.attention import Kernel, choose_kernel, layout
 from distill_core.models.encoder import Encoder
@@ -167,7 +167,7 @@ class WordModel:
         places = int(queries.masks.sum())
         scores, tokens = np.empty((places, k), np.float32), np.empty((places, k), np.int64)
         kernel = choose_kernel("auto", self._device)
-        for group in _groups(queries.lengths, self._budget):
+        for group in groups(queries.lengths, self._budget):
             batch = _batch(queries, group, self._tokenizer.mask_token_id, kernel).to(self._device)
             logits = self._encoder(batch, MASKED_LOGITS).logits["masked"].float()
             masks = queries.masks[group]
@@ -197,18 +197,6 @@ class WordModel:
         for word, finite in zip(strings.tolist(), np.isfinite(total).tolist(), strict=True):
             pieces = ["".join(map(self._pieces.word, string)) for string, ok in zip(word, finite, strict=True) if ok]
             yield tuple(pieces)
-
-
-def _groups(lengths: Ints, budget: int) -> Iterator[Ints]:
-    """Queries by falling length, cut so that each group holds at most ``budget`` tokens, or one query."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    first = 0
-    while first < len(order):
-        before = int(ends[first - 1]) if first else 0
-        stop = max(first + 1, int(np.searchsorted(ends, before + budget, side="right")))
-        yield order[first:stop]
-        first = stop
 
 
 def _batch(queries: Queries, group: Ints, mask_id: int, kernel: Kernel) -> Batch:

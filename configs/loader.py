@@ -8,6 +8,7 @@ each of its fields is *identity* (a change makes it another run) unless it is de
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -82,7 +83,9 @@ def _choose_mode(tree: dict[str, Any], origins: Origins, overrides: Sequence[str
         raise ConfigError(f"{origins[('modes',)]}: `modes` maps names to {{a.b: value}}.")
     wanted = said[-1] if said else tree.get("mode", next(iter(modes), None))
     if wanted not in modes:
-        raise ConfigError(f"There is no mode {wanted!r}. This run file has: {', '.join(modes)}.")
+        near = difflib.get_close_matches(str(wanted), modes, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"There is no mode {wanted!r}.{hint} This run file has: {', '.join(modes)}.")
     for path, value in modes[wanted].items():
         _write(tree, origins, path, _unshared(value), f"the mode {wanted!r}")
     tree["mode"] = wanted
@@ -250,7 +253,8 @@ def validate(tree: Any, model: type[C], origins: Origins | None = None, source: 
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(dict(item), tree, model, origins or {}, source) for item in error.errors()]
+        items = [dict(item) for item in error.errors()]
+        lines = [_explain(item, tree, model, origins or {}, source) for item in _without_echoes(items, tree)]
         unique = list(dict.fromkeys(lines))
         head = f"{source}: {len(unique)} problem{'s' if len(unique) > 1 else ''} in the configuration."
         raise ConfigError("\n  - ".join([head, *unique])) from None
@@ -259,6 +263,8 @@ def validate(tree: Any, model: type[C], origins: Origins | None = None, source: 
 def _explain(item: dict[str, Any], tree: Any, model: type[Config], origins: Origins, source: str) -> str:
     loc = tuple(item["loc"])
     shown = _keys_of(loc, tree, missing=item["type"] == "missing")
+    if item["type"] == "union_tag_invalid":
+        shown = (*shown, item["ctx"]["discriminator"].strip("'"))
     place = next((origins[shown[:n]] for n in range(len(shown), 0, -1) if shown[:n] in origins), source)
     name = ".".join(map(str, shown)) or "(top level)"
     if item["type"] == "extra_forbidden":
@@ -268,11 +274,36 @@ def _explain(item: dict[str, Any], tree: Any, model: type[Config], origins: Orig
         return f"`{name}` ({place}): there is no such key.{hint}"
     if item["type"] == "missing":
         return f"`{name}` ({place}): this key is required."
+    if item["type"] == "union_tag_not_found":
+        return f"`{name}` ({place}): the key {item['ctx']['discriminator']} is required."
+    known = _NAMES.findall(item.get("ctx", {}).get("expected_tags") or item.get("ctx", {}).get("expected") or "")
+    if known:
+        value = item["ctx"].get("tag", item.get("input"))
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"`{name}` = {value!r} ({place}): there is no such choice.{hint} Known: {', '.join(known)}."
     reason = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
     reason = reason[:1].upper() + reason[1:]
     value = item.get("input")
     given = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
     return f"`{name}`{given} ({place}): {reason}."
+
+
+_NAMES = re.compile("'([^']*)'")
+"""The choices as pydantic writes them into a message."""
+
+
+def _without_echoes(items: list[dict[str, Any]], tree: Any) -> list[dict[str, Any]]:
+    """Where a key takes a name or a list, pydantic tries both: without what it says about the other one."""
+    at = [_keys_of(tuple(item["loc"]), tree, missing=False) for item in items]
+
+    def echo(item: dict[str, Any], keys: KeyPath) -> bool:
+        beside = [o["type"] for o, k in zip(items, at, strict=True) if o is not item and k[: len(keys)] == keys]
+        if isinstance(item["input"], str):
+            return item["type"].endswith("_type") and "literal_error" in beside
+        return isinstance(item["input"], list | dict) and item["type"] == "literal_error" and bool(beside)
+
+    return [item for item, keys in zip(items, at, strict=True) if not echo(item, keys)]
 
 
 def _keys_of(loc: KeyPath, tree: Any, missing: bool) -> KeyPath:

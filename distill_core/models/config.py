@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from configs.loader import PACKAGED, Config
 from distill_core.models.families import FAMILIES, Family
 
 Norm = Literal["layer_norm", "no_norm"]
+Activation = Literal["gelu", "gelu_new", "relu"]
+"""``gelu_new``: by tanh."""
 
 
 @functools.cache
@@ -47,7 +50,7 @@ class EncoderConfig(Config):
     num_hidden_layers: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
-    hidden_act: str = "gelu"
+    hidden_act: Activation = "gelu"
     hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     attention_probs_dropout_prob: float = Field(default=0.0, ge=0, lt=1)
     max_position_embeddings: int = Field(default=512, ge=1)
@@ -171,7 +174,7 @@ class ModelConfig(Config):
     num_hidden_layers: int | None = None
     num_attention_heads: int | None = None
     intermediate_size: int | None = None
-    hidden_act: str | None = None
+    hidden_act: Activation | None = None
     hidden_dropout_prob: float | None = None
     attention_probs_dropout_prob: float | None = None
     max_position_embeddings: int | None = None
@@ -195,7 +198,9 @@ class ModelConfig(Config):
         fields: dict[str, Any] = {}
         if self.preset is not None:
             if self.preset not in presets():
-                raise ConfigError(f"there is no preset {self.preset!r}; known: {', '.join(presets())}")
+                near = difflib.get_close_matches(self.preset, presets(), n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"there is no preset {self.preset!r}.{hint} Known: {', '.join(presets())}")
             fields.update(presets()[self.preset])
         given = {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
         fields.update(given)

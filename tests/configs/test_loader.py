@@ -39,6 +39,7 @@ class Item(Config):
     name: str
     engine: Engine = Engine(cylinders=4)
     mode: Annotated[Fast | Slow, Field(discriminator="kind")] = Fast(kind="fast")
+    way: Literal["quick", "slowly"] | list[int] = "quick"
 
 
 class Root(Config):
@@ -264,10 +265,25 @@ def test_union_tags_are_not_shown(write: Any) -> None:
     assert f"`items.0.mode.patienc` ({path}:7): there is no such key. Did you mean `patience`?" in said
 
 
-def test_an_unknown_tag_names_the_known_ones(write: Any) -> None:
-    said = complaint(write("name: a\nitems: [{name: x, mode: {kind: fats}}]\n"))
-    assert "`items.0.mode`" in said
-    assert "'fast', 'slow'" in said
+def test_an_unknown_name_gets_the_choices_and_the_nearest(write: Any) -> None:
+    path = write("name: a\nitems:\n  - name: x\n    mode:\n      kind: fats\n    way: qwick\n")
+    said = complaint(path)
+    assert (
+        f"- `items.0.mode.kind` = 'fats' ({path}:5): there is no such choice. Did you mean 'fast'? Known: fast," in said
+    )
+    assert (
+        f"- `items.0.way` = 'qwick' ({path}:6): there is no such choice. Did you mean 'quick'? Known: quick, sl" in said
+    )
+    assert said.startswith(f"{path}: 2 problems")  # and not that `way` could be a list
+    assert "Known: fast, slow." in complaint(write("name: a\nitems: [{name: x, mode: {kind: 7}}]\n"))
+    said = complaint(write("name: a\nitems: [{name: x, mode: {speed: 1}}]\n"))
+    assert "`items.0.mode`" in said and "the key 'kind' is required" in said
+
+
+def test_a_list_is_not_told_that_it_is_no_name(write: Any) -> None:
+    said = complaint(write("name: a\nitems: [{name: x, way: [1, two]}]\n"))
+    assert "`items.0.way.1` = 'two'" in said and "choice" not in said
+    assert "there is no such choice. Known: quick" in complaint(write("name: a\nitems: [{name: x, way: 3}]\n"))
 
 
 def test_a_validator_of_our_own_speaks_plainly(write: Any) -> None:

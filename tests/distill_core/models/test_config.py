@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ import transformers
 from pydantic import ValidationError
 from transformers import AutoConfig
 
-from distill_core.models.config import EncoderConfig, ModelConfig, presets
+from distill_core.models.config import Activation, EncoderConfig, ModelConfig, presets
 from distill_core.models.encoder import Encoder
+from distill_core.models.parts import ACTIVATIONS
 
 # (reported, computed with pooler where there is one and without masked-LM head), in millions.
 PUBLISHED = {
@@ -96,6 +97,7 @@ def test_a_family_brings_its_defaults_and_the_corpus_its_padding() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"hidden_act": "swish"}, r"Input should be 'gelu', 'gelu_new' or 'relu'"),
         ({"family": "rbert"}, r"no model family 'rbert'\. Did you mean 'bert'\?"),
         ({"family": "distilbert"}, r"type_vocab_size 2; it must be 0"),
         ({"type_vocab_size": 0}, r"type_vocab_size 0; it must be at least 1"),
@@ -118,8 +120,12 @@ def test_shapes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         EncoderConfig(**(fields | {"intermediate_size": 20} | changes))
 
 
+def test_every_activation_is_there() -> None:
+    assert set(ACTIVATIONS) == set(get_args(Activation))
+
+
 def test_a_run_file_hears_of_an_unknown_preset() -> None:
-    with pytest.raises(ValidationError, match="there is no preset 'bart'"):
+    with pytest.raises(ValidationError, match=r"there is no preset 'bart'\. Did you mean 'bort'\? Known: bert-base-c"):
         ModelConfig(preset="bart")
     with pytest.raises(ValidationError, match="give a preset, or also num_hidden_layers, num_attention_heads"):
         ModelConfig(hidden_size=12)

@@ -205,8 +205,3 @@ def test_layouts() -> None:
     assert spread.key_mask is not None and spread.key_mask.shape == (2, 1, 1, 3)
     bounds = layout([3, 1], "varlen").bounds
     assert bounds is not None and bounds.tolist() == [0, 3, 4] and bounds.dtype == torch.int32
-
-
-def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match="hidden_act 'swish' is not one of gelu"):
-        Encoder(config(hidden_act="swish"))

@@ -27,17 +27,18 @@ from distill_core.config import (
     TeacherConfig,
     TrainedStage,
     made_from,
+    model_sources,
 )
 from distill_core.features import FeatureRequest
 from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig, ModelConfig, presets
-from distill_core.models.layer_choice import chosen_layers
 from distill_core.objective import Objective
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
 from launcher.flops import forward_flops
 from launcher.plan_cache import CachePlan, TeacherCost, cache_plan, kept_bytes, teacher_cost
+from launcher.plan_losses import LossPlan, beginnings, loss_plans
 
 BYTES_PER_TOKEN = 3.05
 """UTF-8 Chinese in WordPiece, JSON lines or text; 3.02 and 3.04 on two of our corpora."""
@@ -92,9 +93,9 @@ class StagePlan:
     teacher_source: str | None
     projections: int
     """Parameters of the objective, trained with the student and not exported."""
-    pairs: list[tuple[str, int, int]]
-    """(loss, teacher layer, student layer)."""
-    init_layers: list[int]
+    losses: list[LossPlan]
+    begins: list[str]
+    """How the embeddings and each layer begin."""
     steps: int
     sequences: int
     tokens: float
@@ -165,9 +166,21 @@ def measure(config: RunConfig) -> Data:
 
 
 def published_vocabulary(config: RunConfig) -> int | None:
-    """The vocabulary of the first teacher whose shape is said by a preset."""
-    shapes = [teacher.shape for stage in config.stages if isinstance(stage, DistillStage) for teacher in stage.teacher]
-    return next((s.resolve().vocab_size for s in shapes if s is not None and s.preset is not None), None)
+    """The vocabulary of the first model from outside whose shape is known by a preset."""
+    for stage in config.stages:
+        said = [teacher.shape for teacher in stage.teacher] if isinstance(stage, DistillStage) else []
+        names = [shape.preset for shape in said if shape is not None]
+        names += [preset_of(source) for source in model_sources(stage) if config.stage_index(source) is None]
+        found = next((name for name in names if name is not None), None)
+        if found is not None:
+            return ModelConfig(preset=found).resolve().vocab_size
+    return None
+
+
+def preset_of(source: str) -> str | None:
+    """The preset that a hub name ends in."""
+    name = source.rsplit("/", 1)[-1].removeprefix("chinese-")
+    return name if name in presets() else None
 
 
 def source_tokens(data: DataConfig) -> float | None:
@@ -207,8 +220,8 @@ def source_shape(config: RunConfig, stage: TrainedStage, source: str, vocab_size
     local = Path(source) / "config.json"
     if local.is_file():
         return pretrained.read_config(source, f"stage {stage.name!r}", weights=False)
-    preset = source.rsplit("/", 1)[-1].removeprefix("chinese-")
-    if preset in presets():
+    preset = preset_of(source)
+    if preset is not None:
         return ModelConfig(preset=preset).resolve()
     raise ConfigError(
         f"stage {stage.name!r}: the shape of the model {source!r} is not at hand, and `plan` uses no network. Say it "
@@ -242,10 +255,6 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     teacher = teachers[0][1] if teachers else None
     losses = light_objectives(stage, student, teachers)
     projections = sum(p.numel() for objective in losses for p in objective.parameters())
-    pairs = []
-    if teacher is not None:
-        depths = (teacher.num_hidden_layers, student.num_hidden_layers)
-        pairs = [(term.kind, t, s) for term in stage.objective for t, s in term.pairs(*depths)]
     data = data if isinstance(stage, PretrainStage) or stage.task is None else task_data(config, stage, data)
     needs = [objective.needs() for objective in losses]
     rate = max(logit_share(config, stage, need.student) for need in needs)
@@ -275,8 +284,8 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         teacher=teacher,
         teacher_source=", ".join(t.source for t, _ in teachers) or None,
         projections=projections,
-        pairs=pairs,
-        init_layers=init_layers(stage, student, teacher),
+        losses=loss_plans(stage, losses[0], student, teacher),
+        begins=beginnings(stage, student, teacher),
         steps=steps,
         sequences=sequences,
         tokens=sequences * data.mean_length,
@@ -288,14 +297,6 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,
     )
-
-
-def init_layers(stage: TrainedStage, student: EncoderConfig, teacher: EncoderConfig | None) -> list[int]:
-    """The teacher layer (0-based) that each student layer begins as; [] when none does, or weights decide."""
-    if not isinstance(stage, DistillStage) or teacher is None or not stage.student.init.layers:
-        return []
-    depths = (student.num_hidden_layers, teacher.num_hidden_layers)
-    return chosen_layers(stage.student.init.layers, *depths, f"stage {stage.name!r}") or []
 
 
 def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data) -> Data:

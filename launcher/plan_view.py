@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
 from launcher.plan_beside import beside_lines
 from launcher.plan_cache import CachePlan, speed_up
+from launcher.plan_losses import layered, layers_table, losses_table, table_of
 from launcher.units import amount, size
 from launcher.watch import duration
 
@@ -45,8 +45,8 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
         console.print(Text(f"missing: {problem}", "yellow"))
     for line in data_lines(plan):
         console.print(Text(line))
-    layered = [layers_table(stage) for stage in plan.stages if stage.pairs or stage.init_layers]
-    for table in (models_table(plan), costs_table(plan), memory_table(plan), *layered):
+    layers = [layers_table(stage) for stage in layered(plan.stages)]
+    for table in (models_table(plan), costs_table(plan), memory_table(plan), losses_table(plan), *layers):
         console.print()
         console.print(table)
     speeds = [probe(stage, config) for stage in plan.stages] if with_probe else None
@@ -82,7 +82,7 @@ def data_lines(plan: Plan) -> list[str]:
 
 
 def models_table(plan: Plan) -> Table:
-    table = _table("stage", "model", "layers x width", "parameters", "published")
+    table = table_of("stage", "model", "layers x width", "parameters", "published")
     for stage in plan.stages:
         rows = [("teacher", stage.teacher), ("student" if stage.teacher else "model", stage.student)]
         for who, shape in rows:
@@ -98,7 +98,7 @@ def models_table(plan: Plan) -> Table:
 
 
 def costs_table(plan: Plan) -> Table:
-    table = _table("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token")
+    table = table_of("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token")
     for stage in plan.stages:
         counts = (f"{stage.steps:,}", str(stage.micro_steps), f"{stage.sequences:,}", amount(stage.tokens))
         epochs = "?" if stage.epochs is None else f"{stage.epochs:.1f}"
@@ -113,30 +113,13 @@ def memory_table(plan: Plan) -> Table:
     """Bytes on one rank, without what Python and the libraries take by themselves."""
     heads = {"weights": "weights", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
     heads |= {"activations": "act.", "logits": "logits"}
-    table = _table("memory", "total", *heads.values())
+    table = table_of("memory", "total", *heads.values())
     for stage in plan.stages:
         values = [stage.memory.total, *(getattr(stage.memory, part) for part in heads)]
         table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
     table.caption = (
         "on one rank, beside some 0.5 GB for Python and its libraries; act.: activations kept for the backward pass"
     )
-    return table
-
-
-def layers_table(stage: StagePlan) -> Table:
-    """Which teacher layer each student layer is copied from and compared with; 0 is the embedding output."""
-    kinds = list(dict.fromkeys(kind for kind, _, _ in stage.pairs))
-    table = _table(f"{stage.name}: layer", "begins as", *kinds)
-    for layer in range(stage.student.num_hidden_layers + 1):
-        begins = "at random"
-        if stage.init_layers:
-            begins = "teacher embeddings" if layer == 0 else f"teacher layer {stage.init_layers[layer - 1] + 1}"
-        matched = [", ".join(str(t) for k, t, s in stage.pairs if k == kind and s == layer) for kind in kinds]
-        cells = [f"{_arrow(stage)} teacher {m}" if m else "" for m in matched]
-        table.add_row("embeddings" if layer == 0 else str(layer), begins, *cells)
-    if stage.projections and stage.teacher is not None:
-        widths = f"{stage.student.hidden_size} -> {stage.teacher.hidden_size}"
-        table.caption = f"->[W] a learned projection {widths}, one for each pair"
     return table
 
 
@@ -158,7 +141,7 @@ def cache_tables(plan: Plan, speeds: list[Speed] | None) -> list[Table | Text]:
 
 
 def cache_table(name: str, cache: CachePlan, tokens_per_second: float | None) -> Table:
-    table = _table(f"{name}: teacher", "live", "cached")
+    table = table_of(f"{name}: teacher", "live", "cached")
     cost, views = cache.cost, f"{cache.views} mask view{'s' if cache.views > 1 else ''}"
     table.add_row("FLOPs/token, teacher", amount(cost.live), amount(cost.cached))
     table.add_row("FLOPs/token, step", amount(cache.step_live), amount(cache.step_cached))
@@ -182,17 +165,6 @@ def cache_table(name: str, cache: CachePlan, tokens_per_second: float | None) ->
 
 def known(value: float | None, form: Callable[[float], str]) -> str:
     return "?" if value is None else form(value)
-
-
-def _arrow(stage: StagePlan) -> str:
-    return "->\\[W]" if stage.projections else "->"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 # ---------------------------------------------------------------- time

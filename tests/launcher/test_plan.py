@@ -101,10 +101,12 @@ def test_data_is_estimated_from_the_sizes_of_its_sources(prepared: Path) -> None
 def test_stages_by_hand(prepared: Path) -> None:
     found = make_plan(open_run(str(prepared)), 1)
     teacher, student = found.stages
-    assert (teacher.name, teacher.teacher, teacher.projections, teacher.pairs) == ("teacher", None, 0, [])
+    assert (teacher.name, teacher.teacher, teacher.projections) == ("teacher", None, 0)
+    assert [(loss.label, loss.pairs) for loss in teacher.losses] == [("mlm", [])]
     assert student.teacher == teacher.student
     assert student.projections == 2 * (16 * 32 + 32)
-    assert student.pairs == [("hidden_mse", 0, 0), ("hidden_mse", 2, 1)]
+    assert {loss.label: loss.pairs for loss in student.losses} == {"kd_ce": [], "hidden_mse": [(0, 0), (2, 1)]}
+    assert {loss.label: loss.parameters for loss in student.losses} == {"kd_ce": 0, "hidden_mse": student.projections}
     assert (student.steps, student.sequences) == (2, 8)
     assert student.tokens == pytest.approx(8 * found.data.mean_length)
     assert found.data.sequences is not None
@@ -187,9 +189,9 @@ def test_what_is_missing_is_said_and_the_plan_made(prepared: Path) -> None:
 # ---------------------------------------------------------------- shown
 
 
-def shown(prepared: Path, probe: bool, *words: str) -> str:
+def shown(prepared: Path, probe: bool, *words: str, width: int = 80) -> str:
     out = io.StringIO()
-    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=80))
+    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -202,6 +204,43 @@ def test_the_tables(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "a learned projection 16 -> 32" in text
     assert "estimate " not in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_losses_are_listed_with_their_settings(prepared: Path) -> None:
+    objective = "stages.student.objective=[{kind: kd_ce, temperature: 8, weight: {start: 1, end: 0.5, begin: 0.25}}, "
+    objective += "{kind: mlm, weight: 0.5}, {kind: hidden_mse, layers: top, shared_projection: true}, "
+    objective += "{kind: hidden_mse, layers: [[2, 1]], projection: tanh}, {kind: nst, layers: last}]"
+    found = make_plan(open_run(str(prepared), [objective]), 1).stages[1]
+    assert [(loss.label, loss.count, loss.pairs) for loss in found.losses] == [
+        ("kd_ce", "masked", []),
+        ("mlm", "masked", []),
+        ("hidden_mse.2", "tokens", [(0, 0), (2, 1)]),
+        ("hidden_mse.3", "tokens", [(2, 1)]),
+        ("nst", "pairs", [(2, 1)]),
+    ]
+    assert [loss.parameters for loss in found.losses] == [0, 0, 16 * 32 + 32, 16 * 32 + 32, 0]
+    lines = [" ".join(line.split()) for line in shown(prepared, False, objective, width=140).splitlines()]
+    assert "student kd_ce 1 to 0.5 (25% to 100%) masked temperature 8, temperature_squared false" in lines
+    assert "student mlm 0.5 masked" in lines
+    assert "1 at random ->[W] teacher 2 ->[W] teacher 2 -> teacher 2" in lines  # nst has no projection
+    assert "16 -> 32 (hidden_mse.2: one for all, hidden_mse.3: one for each)" in " ".join(lines)
+
+
+def test_how_a_student_begins(prepared: Path) -> None:
+    shape = "model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}"
+
+    def begins(init: str, model: str = shape) -> list[str]:
+        words = [f"stages.student.student={{{model}, init: {{{init}}}}}"]
+        return make_plan(open_run(str(prepared), words), 1).stages[1].begins
+
+    narrow = shape.replace("32, num_h", "16, num_h")
+    assert begins("kind: random") == ["at random"] * 2
+    assert begins("kind: model, source: teacher", "model: null") == ["as in teacher"] * 3
+    assert begins("kind: teacher_layers, layers: top, embeddings: false") == ["at random", "teacher layer 2"]
+    assert begins("kind: teacher_layers, layers: scores") == ["teacher embeddings", "a teacher layer, by its weights"]
+    assert begins("kind: svd", narrow) == ["teacher embeddings made narrower", "at random"]
+    with pytest.raises(ConfigError, match="stage 'student': layers can only be copied between equal widths"):
+        begins("kind: teacher_layers, layers: top", narrow)
 
 
 def test_copied_layers_are_drawn(prepared: Path) -> None:

@@ -145,8 +145,9 @@ class Pace(Protocol):
 def parameter_groups(module: nn.Module, training: TrainingConfig, pace: Pace | None = None) -> list[dict[str, Any]]:
     """Weight decay on matrices only; none on biases and LayerNorms. ``part``: of ``pace``, 0 without one."""
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    spared = () if training.optimizer.decay_projections else ("objectives.",)
     for name, parameter in module.named_parameters():
-        undecayed = name.endswith("bias") or "LayerNorm" in name
+        undecayed = name.endswith("bias") or "LayerNorm" in name or name.startswith(spared)
         groups.setdefault((pace.part(name) if pace else 0, undecayed), []).append(parameter)
     decay = training.optimizer.weight_decay
     return [

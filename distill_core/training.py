@@ -35,6 +35,8 @@ class OptimizerConfig(Config):
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     """Not on biases and LayerNorms."""
+    decay_projections: bool = True
+    """False: no weight decay on the losses' own parameters, as in TextBrewer (MiniRBT)."""
     bias_correction: bool = True
     """False: Adam's moments are used as they are, as in the BERT code's optimiser and Hugging Face's old AdamW."""
     warmup: float = Field(default=0.1, ge=0, le=1)

@@ -7,9 +7,13 @@ import torch
 
 from configs.errors import TrainingError
 from distill_core.config import FinetuneStage
-from distill_core.engine import Rank, adam_settings, check_finite
+from distill_core.engine import Rank, adam_settings, check_finite, parameter_groups
 from distill_core.meter import Meter
-from distill_core.objective import LossTerms
+from distill_core.models.config import EncoderConfig
+from distill_core.models.encoder import Encoder
+from distill_core.objective import Distillation, LossTerms, Objective
+from distill_core.objectives.hidden import HiddenMseConfig
+from distill_core.objectives.sentence_order import SentenceOrderConfig
 from distill_core.stage import learning_rate, wants_more
 from distill_core.training import OptimizerConfig, TrainingConfig
 
@@ -57,6 +61,24 @@ def test_a_finished_stage_goes_on_when_more_is_asked_for() -> None:
     assert asked(10, None, steps=11) and not asked(10, None, steps=10) and not asked(10, None, steps=9)
     assert asked(10, 2.0, epochs=3.0) and not asked(10, 2.0, epochs=2.0) and not asked(10, 3.0, epochs=2.0)
     assert asked(10, 2.0, steps=11) and not asked(10, 2.0, steps=10)
+
+
+@pytest.mark.parametrize("decayed", [True, False])
+def test_weight_decay_spares_biases_norms_and_projections_if_asked(decayed: bool) -> None:
+    wide = EncoderConfig(
+        vocab_size=9, hidden_size=6, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, pooler=True
+    )
+    narrow = wide.model_copy(update={"hidden_size": 4})
+    terms = [HiddenMseConfig(kind="hidden_mse", layers=[(1, 1)]), SentenceOrderConfig(kind="sentence_order")]
+    module = Distillation(Encoder(narrow), [Objective(terms, narrow, wide)])
+    optimizer = OptimizerConfig(weight_decay=0.3, decay_projections=decayed)
+    groups = parameter_groups(module, TrainingConfig(steps=1, global_batch_size=1, optimizer=optimizer))
+    found = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(found) == len(list(module.parameters()))
+    for name, parameter in module.named_parameters():
+        matrix = parameter.dim() == 2
+        spared = not matrix or (name.startswith("objectives.") and not decayed)
+        assert found[id(parameter)] == (0.0 if spared else 0.3), name
 
 
 def test_adam_without_bias_correction() -> None:

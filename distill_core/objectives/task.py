@@ -14,17 +14,18 @@ from distill_core.batch import IGNORED, Batch
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
+from distill_core.objectives.tiles import wide
 
 TASK = FeatureRequest(task=True)
 
 
 def rows_of(logits: Tensor, batch: Batch) -> list[Tensor]:
-    """The distributions of a task's outputs, fp32, one a row: each [rows, choices].
+    """The distributions of a task's outputs, fp32 (fp64 is kept), one a row: each [rows, choices].
 
     Classification [B, C]; tokens [labelled, C]; span: for each run of equal lengths the places of the first and of
     the last token, [sequences, length] each.
     """
-    logits = logits.float()
+    logits = wide(logits)
     if batch.task == "tokens":
         assert batch.targets is not None
         return [logits[batch.targets != IGNORED]]
@@ -53,7 +54,7 @@ class TaskLoss(Term):
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         assert student.task is not None and batch.targets is not None
-        logits = student.task.float()
+        logits = wide(student.task)
         if batch.task == "regression":
             loss = (logits.squeeze(-1) - batch.targets).square().sum()
         elif batch.task == "span":
@@ -100,8 +101,8 @@ class TaskKd(Term):
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         assert student.task is not None and teacher.task is not None
         if batch.task == "regression":
-            return {"task_kd": (student.task.float() - teacher.task.float()).square().sum()}
-        loss = student.task.new_zeros((), dtype=student.task.float().dtype)
+            return {"task_kd": (wide(student.task) - wide(teacher.task)).square().sum()}
+        loss = wide(student.task.new_zeros(()))
         for mine, theirs in zip(rows_of(student.task, batch), rows_of(teacher.task, batch), strict=True):
             target = F.softmax(theirs / self.temperature, dim=-1)
             cross = -(target * F.log_softmax(mine / self.temperature, dim=-1)).sum()

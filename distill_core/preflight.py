@@ -90,6 +90,12 @@ def check_corpus_fits(config: RunConfig, stage: TrainedStage, who: str) -> None:
             f"{who}: {masked[0]} looks at masked tokens, but data.masks.rate is 0; raise the rate, or take a loss that "
             "needs none (positions: all)."
         )
+    moved = [term.kind for term in stage.objective if getattr(term, "probability_shift", False)]
+    if moved and config.data.masks.rate == 0:
+        raise ConfigError(
+            f"{who}: {moved[0]} with probability_shift exchanges logits at masked tokens, but data.masks.rate is 0, so "
+            "that it would do nothing; raise the rate or remove it."
+        )
 
 
 def check_objectives(config: RunConfig, index: int, student: EncoderConfig, vocab_size: int | None, who: str) -> None:

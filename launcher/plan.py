@@ -247,6 +247,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     """One stage's costs."""
     stage = config.stages[index]
     assert isinstance(stage, TrainedStage)
+    preflight.check_corpus_fits(config, stage, f"stage {stage.name!r}")
     training = stage.training
     student = stage_shape(config, index, data.vocab_size)
     teachers = []

@@ -15,6 +15,7 @@ from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.preflight import check
+from launcher.plan import make_plan
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 48}
 
@@ -71,6 +72,31 @@ def test_layers_that_do_not_exist(tmp_path: Path, teacher: Path) -> None:
     refused(run_config(tmp_path, teacher, vocab, objective=far), ConfigError, "teacher layer 3")
     init = {"model": SHAPE, "init": {"kind": "teacher_layers", "layers": [0, 2]}}
     refused(run_config(tmp_path, teacher, vocab, student=init), ConfigError, "teacher layer 2")
+
+
+@pytest.mark.parametrize(
+    ("data", "objective", "message"),
+    [
+        ({"masks": {"rate": 0}}, [{"kind": "mlm"}], "mlm looks at masked tokens, but data.masks.rate is 0"),
+        ({"masks": {"rate": 0}}, [{"kind": "kd_kl"}], "kd_kl looks at masked tokens"),
+        (
+            {"masks": {"rate": 0}},
+            [{"kind": "kd_kl", "positions": "all", "probability_shift": True}],
+            "kd_kl with probability_shift exchanges logits at masked tokens, but data.masks.rate is 0",
+        ),
+        ({}, [{"kind": "sentence_order"}], "sentence_order learns from pairs of texts, but the corpus is made of docu"),
+    ],
+)
+def test_losses_that_the_corpus_has_nothing_for(
+    data: dict[str, Any], objective: list[Any], message: str, tmp_path: Path, teacher: Path
+) -> None:
+    config = run_config(tmp_path, teacher, str(teacher / "vocab.txt"), objective=objective)
+    tree = config.model_dump(mode="json")
+    tree["data"] |= data
+    changed = validate(tree, RunConfig)
+    refused(changed, ConfigError, message)
+    with pytest.raises(ConfigError, match=message):  # the plan says it, too
+        make_plan(changed, 1)
 
 
 def test_batches_that_cannot_be_cut(tmp_path: Path, teacher: Path) -> None:

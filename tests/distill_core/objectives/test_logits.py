@@ -123,6 +123,24 @@ def test_values_and_gradients_are_those_of_the_formula(
     same_gradient(gradient, leaf.grad)
 
 
+@FEW
+@given(lengths=lengths_of, kernel=kernels, seed=st.integers(0, 999))
+def test_the_labels_own_loss_is_that_of_the_formula(lengths: list[int], kernel: Kernel, seed: int) -> None:
+    batch = masked_stream(lengths, V, seed, kernel)
+    assume(batch.n_masked > 0)
+    assert batch.labels is not None
+    leaf = (2 * draw(seed, batch.n_masked, V)).requires_grad_()
+    term = build("mlm", shape(4, vocab=V), None)
+    found = term(Features(logits={"masked": leaf}), Features(), batch, 0.0)["mlm"] / batch.counts()[term.count]
+    found.backward()
+    copy = leaf.detach().clone().requires_grad_()
+    losses = [-reference.log_softmax(row)[label] for row, label in zip(copy, batch.labels.tolist(), strict=True)]
+    wanted = reference.total(losses) / len(losses)
+    wanted.backward()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    same_gradient(leaf.grad, copy.grad)
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_like_its_teacher_is_at_the_minimum(kind: str, positions: Rows) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from distill_core.features import FeatureRequest, Features
@@ -11,23 +13,24 @@ from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, Objective
 from distill_core.objectives.sentence_order import SentenceOrderConfig
 from tests.distill_core.objectives import reference
-from tests.distill_core.objectives.streams import build, draw, same_gradient, shape, stream
+from tests.distill_core.objectives.streams import FEW, build, draw, lengths_of, same_gradient, shape, stream
 
 
-def test_it_is_the_cross_entropy_of_the_poolers_output() -> None:
-    term, batch = build("sentence_order", shape(4, pooler=True), None), stream([4, 4, 2])
-    batch.order = torch.tensor([1, 0, 1])
-    leaf = draw(0, 3, 4).requires_grad_()
+@FEW
+@given(lengths=lengths_of, width=st.integers(1, 5), seed=st.integers(0, 999))
+def test_it_is_the_cross_entropy_of_the_poolers_output(lengths: list[int], width: int, seed: int) -> None:
+    term, batch = build("sentence_order", shape(width, pooler=True), None), stream(lengths)
+    batch.order = torch.randint(2, (len(lengths),), generator=torch.Generator().manual_seed(seed))
+    leaf = draw(seed, len(lengths), width).requires_grad_()
     found = term(Features(pooled=leaf), Features(), batch, 0.0)["sentence_order"] / batch.counts()[term.count]
     found.backward()
     copies = [p.detach().clone().requires_grad_() for p in term.parameters()]
     wanted_leaf = leaf.detach().clone().requires_grad_()
     rows = reference.project(wanted_leaf, (copies[0], copies[1], "linear"))
-    wanted = (
-        -reference.total([reference.log_softmax(row)[label] for row, label in zip(rows, [1, 0, 1], strict=True)]) / 3
-    )
+    losses = [-reference.log_softmax(row)[label] for row, label in zip(rows, batch.order.tolist(), strict=True)]
+    wanted = reference.total(losses) / len(lengths)
     wanted.backward()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-9)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6, abs=1e-12)
     for mine, right in zip([leaf, *term.parameters()], [wanted_leaf, *copies], strict=True):
         same_gradient(mine.grad, right.grad)
 

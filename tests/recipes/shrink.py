@@ -110,7 +110,8 @@ def shrink_stage(stage: dict[str, Any], teachers: dict[str, str]) -> None:
         stage["teacher"] = {"source": teachers[stage["teacher"]["source"]], "head_check": "off"}  # it is random
     model = stage.get("student", {}).get("model")
     if model:
-        stage["student"]["model"] = tiny_shape(model["preset"])
+        said = {name: value for name, value in model.items() if name != "preset"}
+        stage["student"]["model"] = tiny_shape(model["preset"]) | said
     if "augment" in stage:
         stage["augment"]["copies"] = 2
     for loss in stage.get("objective", []):

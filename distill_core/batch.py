@@ -43,7 +43,8 @@ class Batch:
     of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
     a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages; ``stored``: the
     outputs of each teacher, where they are cached; ``references``: of a student that reads them
-    (distill_core/references/).
+    (distill_core/references/); ``own``: by the number of a teacher with another vocabulary: the same sequences, in
+    this order, as its tokenizer cuts them (distill_core/tasks/own_tokens.py).
     """
 
     ids: Tensor
@@ -59,6 +60,7 @@ class Batch:
     sequence_ids: NDArray[np.uint64] | None = None
     stored: tuple[Stored, ...] = ()
     references: References | None = None
+    own: dict[int, Batch] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -99,7 +101,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
         references = None if self.references is None else self.references.to(device)
-        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored), references=references)
+        own = {number: batch.to(device) for number, batch in self.own.items()}
+        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored), references=references, own=own)
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], kernel: Kernel = "runs", rows: Tensor | None = None) -> Batch:

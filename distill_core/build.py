@@ -25,7 +25,7 @@ from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
 from distill_core.evaluate.teacher_head import check_head
 from distill_core.features import FeatureRequest
-from distill_core.load import LoadedTeacher, check_heads, objectives, stage_models, stage_teachers
+from distill_core.load import LoadedTeacher, check_heads, objectives, own_tokens, stage_models, stage_teachers
 from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
@@ -40,6 +40,7 @@ from distill_core.references.store import Reader
 from distill_core.tasks import quality as task_quality
 from distill_core.tasks.load import Task, read_labels, read_task
 from distill_core.tasks.model import StageModel, TaskModel
+from distill_core.tasks.own_tokens import check_own_tokens, with_own_tokens
 from distill_core.training import TrainingConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -153,6 +154,7 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     torch.manual_seed(config.seed)
     loaded = stage_teachers(config, next(iter(stages)), corpus, labels)
     modules = {index: student_module(config, index, corpus, labels, loaded, steps) for index in stages}
+    task = None if task is None else with_own_tokens(task, own_tokens(loaded))
     teachers = freeze(first, loaded, list(modules.values()), rank)
     source: Source = CorpusSource(split, config.seed, sampled_share(list(modules.values()), first.training))
     source = source if task is None else task.train
@@ -307,6 +309,7 @@ def student_module(
     models = stage_models(config, index, corpus, labels, teachers)
     shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
     terms = objectives(stage, models.student.config, shapes)
+    check_own_tokens(config, stage, own_tokens(teachers), [shape for _, shape in shapes], terms, who)
     progressive = stage.progressive if isinstance(stage, DistillStage) else None
     module = (
         Distillation(models.student, terms)
@@ -326,7 +329,7 @@ def freeze(stage: TrainedStage, loaded: list[LoadedTeacher], modules: list[Disti
             objective = module.objectives[place]
             assert isinstance(objective, Objective)
             request |= objective.needs().teacher
-        teachers.append(Teacher(teacher.model.to(rank.device, DTYPES[stage.training.precision]), request))
+        teachers.append(Teacher(teacher.model.to(rank.device, DTYPES[stage.training.precision]), request, place))
     return teachers
 
 

@@ -212,9 +212,9 @@ def model_sources(stage: AnyStage) -> list[str]:
     return found if init.source is None else [*found, init.source]
 
 
-def made_from(stage: TrainedStage) -> tuple[ModelConfig | None, str | None]:
+def made_from(stage: AnyStage) -> tuple[ModelConfig | None, str | None]:
     """The shape of a stage's model as the run file gives it, and where its weights begin if they are taken along."""
-    if isinstance(stage, FinetuneStage):
+    if isinstance(stage, FinetuneStage | AugmentStage):
         return None, stage.model
     if isinstance(stage, DistillStage):
         return stage.student.model, stage.student.init.source
@@ -323,7 +323,7 @@ class RunConfig(PrepConfig):
             if made[0].task != task:
                 raise ValueError(f"stage {stage.name!r}: rows {rows!r} are of task {made[0].task!r}, not of {task!r}")
 
-    def longest(self, stage: TrainedStage) -> int:
+    def longest(self, stage: AnyStage) -> int:
         """Tokens of the longest sequence that the stage can meet."""
         task = getattr(stage, "task", None)
         return self.data.sequences.max_length if task is None else self.tasks[task].max_length

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
+from data_prep.tokenizer import open_tokenizer
+from data_prep.tokenizer_base import Tokenizer
 from distill_core.config import (
     DistillStage,
     FinetuneStage,
@@ -26,16 +28,18 @@ from distill_core.references.weights import with_references
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.model import StageModel, TaskModel
+from distill_core.tasks.own_tokens import own_tokenizers
 
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """``missing_head``: its masked-LM head is random."""
+    """``missing_head``: its masked-LM head is random; ``tokenizer``: its own, where it does not share the student's."""
 
     config: TeacherConfig
     source: str
     model: StageModel
     missing_head: bool
+    tokenizer: Tokenizer | None = None
 
     @property
     def shape(self) -> EncoderConfig:
@@ -60,7 +64,12 @@ def stage_teachers(config: RunConfig, index: int, corpus: Corpus, labels: list[s
     if not isinstance(stage, DistillStage):
         return []
     task = None if stage.task is None else config.tasks[stage.task]
-    return [_teacher(config, teacher, task, labels, corpus, f"stage {stage.name!r}") for teacher in stage.teacher]
+    own = own_tokenizers(config, stage, open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer))
+    who = f"stage {stage.name!r}"
+    return [
+        _teacher(config, teacher, task, labels, corpus, own.get(number), who)
+        for number, teacher in enumerate(stage.teacher)
+    ]
 
 
 def stage_models(
@@ -116,17 +125,29 @@ def _student(config: RunConfig, student: StudentConfig, teacher: Encoder | None,
 
 
 def _teacher(
-    config: RunConfig, teacher: TeacherConfig, task: TaskConfig | None, labels: list[str], corpus: Corpus, who: str
+    config: RunConfig,
+    teacher: TeacherConfig,
+    task: TaskConfig | None,
+    labels: list[str],
+    corpus: Corpus,
+    own: Tokenizer | None,
+    who: str,
 ) -> LoadedTeacher:
     source = config.model_source(teacher.source)
     if task is not None and task_models.task_kind_of(source) is not None:
         model = task_models.load(source, task.kind, labels, f"{who}: teacher")
-        loaded = LoadedTeacher(teacher, source, model, missing_head=True)
+        loaded = LoadedTeacher(teacher, source, model, missing_head=True, tokenizer=own)
     else:
         encoder = pretrained.load(source, f"{who}: teacher")
-        loaded = LoadedTeacher(teacher, source, encoder.encoder, encoder.missing_head)
-    check_vocabulary(loaded.shape, source, corpus, who)
+        loaded = LoadedTeacher(teacher, source, encoder.encoder, encoder.missing_head, own)
+    if own is None:
+        check_vocabulary(loaded.shape, source, corpus, who)
     return loaded
+
+
+def own_tokens(teachers: list[LoadedTeacher]) -> dict[int, Tokenizer]:
+    """By number: the tokenizers of those teachers that do not share the student's."""
+    return {number: t.tokenizer for number, t in enumerate(teachers) if t.tokenizer is not None}
 
 
 def objectives(

@@ -131,10 +131,15 @@ class Distillation(nn.Module):
 
 
 class Teacher(nn.Module):
-    """A frozen model: always in eval mode, without gradients, outside the engine and the checkpoints."""
+    """A frozen model: always in eval mode, without gradients, outside the engine and the checkpoints.
 
-    def __init__(self, encoder: StageModel, request: FeatureRequest) -> None:
+    Args:
+        number: its place among the stage's teachers, by which it finds its own tokens in a batch that carries them.
+    """
+
+    def __init__(self, encoder: StageModel, request: FeatureRequest, number: int = 0) -> None:
         super().__init__()
+        self.number = number
         self.encoder = encoder.requires_grad_(False).eval()
         self.request = request
 
@@ -154,5 +159,7 @@ class Teacher(nn.Module):
     def forward(self, batch: Batch, request: FeatureRequest | None = None) -> Features:
         """The features of ``request`` (default: what the objective asks for)."""
         wanted = request or self.request
-        features: Features = self.encoder(batch, wanted)
+        own = batch.own.get(self.number)
+        features: Features = self.encoder(batch if own is None else own, wanted)
+        features.layout = None if own is None else own.layout
         return features

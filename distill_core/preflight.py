@@ -12,8 +12,10 @@ import torch
 
 from configs.errors import ConfigError, DataError, OutputError, output_error
 from data_prep.tokenizer import open_tokenizer
+from data_prep.tokenizer_base import Tokenizer
 from distill_core.cache import why_not
 from distill_core.config import (
+    AnyStage,
     AugmentStage,
     DistillStage,
     RunConfig,
@@ -30,6 +32,7 @@ from distill_core.models.initialise import check_init, check_same_shape
 from distill_core.progressive import Progressive, matched_layers
 from distill_core.references.check import check_stage
 from distill_core.tasks.check import check_losses, check_task
+from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
 
 VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
@@ -50,9 +53,13 @@ def check(config: RunConfig, world_size: int) -> None:
         if isinstance(stage, TrainedStage):
             check_corpus_fits(config, stage, who)
         check_task(config, stage, who)
+        own = own_tokenizers(config, stage, run_tokenizer(config))
+        unlike = {stage.teacher[number].source for number in own} if isinstance(stage, DistillStage) else set()
         for source in model_sources(stage):
             if config.stage_index(source) is None:
-                check_given(config, source, pretrained.read_config(source, who), who)
+                shape = pretrained.read_config(source, who)
+                if source not in unlike or source == made_from(stage)[1]:
+                    check_given(config, stage, source, shape, who)
         if isinstance(stage, AugmentStage):
             continue
         if stage.training.global_batch_size < world_size:
@@ -64,7 +71,7 @@ def check(config: RunConfig, world_size: int) -> None:
         student = stage_shape(config, index, vocab_size)
         check_shape(config, stage, student, who)
         check_stage(config, stage, student, partial(source_shape, config, vocab_size=vocab_size, who=who), who)
-        check_objectives(config, index, student, vocab_size, who)
+        check_objectives(config, index, student, vocab_size, own, who)
 
 
 def check_pairs(config: RunConfig) -> None:
@@ -98,23 +105,29 @@ def check_corpus_fits(config: RunConfig, stage: TrainedStage, who: str) -> None:
         )
 
 
-def check_objectives(config: RunConfig, index: int, student: EncoderConfig, vocab_size: int | None, who: str) -> None:
+def check_objectives(
+    config: RunConfig, index: int, student: EncoderConfig, vocab_size: int | None, own: Own, who: str
+) -> None:
     """Losses, layer maps and initialisation against the shapes of the models, before any of them is loaded."""
     stage = config.stages[index]
     assert isinstance(stage, TrainedStage)
-    teachers = []
-    if isinstance(stage, DistillStage):
-        for teacher in stage.teacher:
-            shape = source_shape(config, teacher.source, vocab_size, f"{who}: teacher")
-            teachers.append((teacher, shape))
-            student = student.model_copy(update={"vocab_size": shape.vocab_size})
-        check_init(stage.student.init, student, teachers[0][1], who)
+    taught = stage.teacher if isinstance(stage, DistillStage) else []
+    shapes = [source_shape(config, teacher.source, vocab_size, f"{who}: teacher") for teacher in taught]
+    for shape in [shape for number, shape in enumerate(shapes) if number not in own]:
+        student = student.model_copy(update={"vocab_size": shape.vocab_size})
+    teachers = list(zip(taught, alike(shapes, own, student), strict=True))
     given, source = made_from(stage)
     if given is not None and source is not None:
         check_same_shape(student, source_shape(config, source, vocab_size, who), f"{who}: init")
     try:
         with torch.device("meta"):
             built = objectives(stage, student, teachers)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from None
+    check_own_tokens(config, stage, own, shapes, built, who)
+    if isinstance(stage, DistillStage):
+        check_init(stage.student.init, student, shapes[0], who)
+    try:
         if isinstance(stage, DistillStage) and stage.progressive is not None:
             schedule = Progressive(stage.progressive, student.num_hidden_layers)
             schedule.check(matched_layers(built).values(), stage.training.steps)
@@ -171,10 +184,14 @@ def check_disk(config: RunConfig, vocab_size: int | None) -> None:
 
 def given_vocabulary(config: RunConfig) -> int | None:
     """The size of the vocabulary named in ``data.tokenizer.vocab`` (checked), None when it will be trained."""
+    tokenizer = run_tokenizer(config)
+    return None if tokenizer is None else tokenizer.vocab_size
+
+
+def run_tokenizer(config: RunConfig) -> Tokenizer | None:
+    """The given one, None when it will be trained."""
     tokenizer = config.data.tokenizer
-    if tokenizer.vocab is None:
-        return None
-    return open_tokenizer(Path(tokenizer.vocab), tokenizer).vocab_size
+    return None if tokenizer.vocab is None else open_tokenizer(Path(tokenizer.vocab), tokenizer)
 
 
 def stage_shape(config: RunConfig, index: int, vocab_size: int | None) -> EncoderConfig:
@@ -210,13 +227,16 @@ def check_shape(config: RunConfig, stage: TrainedStage, student: EncoderConfig, 
         )
 
 
-def check_given(config: RunConfig, source: str, shape: EncoderConfig, who: str) -> None:
+def check_given(config: RunConfig, stage: AnyStage, source: str, shape: EncoderConfig, who: str) -> None:
     """A model from outside must number its tokens as the corpus will."""
     tokenizer = config.data.tokenizer
-    if shape.max_length < config.data.sequences.max_length:
+    longest = config.longest(stage)
+    if shape.max_length < longest:
+        task = getattr(stage, "task", None)
+        key = "data.sequences.max_length" if task is None else f"tasks.{task}.max_length"
         raise ConfigError(
-            f"{who}: the model {source} has {shape.max_length} positions, but data.sequences.max_length is "
-            f"{config.data.sequences.max_length}; shorten the sequences."
+            f"{who}: the model {source} has {shape.max_length} positions, but {key} is {longest}; shorten the "
+            "sequences."
         )
     if tokenizer.vocab is None:
         raise ConfigError(
@@ -227,7 +247,8 @@ def check_given(config: RunConfig, source: str, shape: EncoderConfig, who: str) 
     if ours.vocab_size != shape.vocab_size:
         raise DataError(
             f"{who}: the model {source} has {shape.vocab_size} tokens, data.tokenizer.vocab ({tokenizer.vocab}) "
-            f"{ours.vocab_size}; they must be the same vocabulary."
+            f"{ours.vocab_size}; they must be the same vocabulary. (Only the teacher of a stage with a task may have "
+            "another one, if its folder holds its tokenizer. Fine-tune it in a run of its own, and name that folder.)"
         )
     if Path(source).is_dir() and any((Path(source) / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
         theirs = open_tokenizer(Path(source), tokenizer)

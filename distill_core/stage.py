@@ -16,6 +16,7 @@ from configs.errors import DataError
 from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
+from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
 from distill_core.batch import COUNTS, Batch, Count
 from distill_core.build import Parts, Trainee, build
@@ -25,6 +26,7 @@ from distill_core.engine import Rank, check_finite
 from distill_core.features import Features
 from distill_core.models import pretrained
 from distill_core.record import Quality, read_done, write_done, write_model
+from distill_core.tasks.own_tokens import own_tokenizers
 from distill_core.tasks.stage import run_augment
 from distill_core.teacher_check import check_teachers, finite
 from distill_core.training import TrainingConfig
@@ -150,6 +152,9 @@ def stage_identity(config: RunConfig, index: int, corpus: Corpus) -> dict[str, A
         task = config.tasks[stage.task]
         files = {part: rows_hash(path, stage.name) for part, path in (("train", task.train), ("dev", task.dev))}
         identity["task"] = {**identity_of(task), **files}
+    own = own_tokenizers(config, stage, open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer))
+    if own and isinstance(stage, DistillStage):
+        identity["tokenizers"] = {stage.teacher[number].source: theirs.hash for number, theirs in own.items()}
     return identity
 
 

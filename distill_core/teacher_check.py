@@ -46,7 +46,7 @@ def finite(features: Features, batch: Batch) -> Tensor:
 
 def offenders(features: Features, batch: Batch) -> tuple[list[str], list[int]]:
     """The outputs that are not finite, and the ids of the sequences in which they are."""
-    lengths = torch.tensor(batch.layout.lengths)
+    lengths = torch.tensor(features.where(batch).lengths)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     bad = torch.zeros(len(lengths), dtype=torch.bool)
     what = []

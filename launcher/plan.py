@@ -34,6 +34,7 @@ from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig, ModelConfig, presets
 from distill_core.objective import Objective
+from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
 from launcher.flops import forward_flops
@@ -108,6 +109,8 @@ class StagePlan:
     checkpoint_bytes: float
     cache: CachePlan | None = None
     """Of a distill stage on the corpus: live or cached teachers."""
+    own_tokens: tuple[str, ...] = ()
+    """The teachers that read tokens of their own, with the kind and size of their vocabularies."""
 
     @property
     def flops(self) -> float:
@@ -254,7 +257,8 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if isinstance(stage, DistillStage):
         teachers = [(t, source_shape(config, stage, t.source, data.vocab_size)) for t in stage.teacher]
     teacher = teachers[0][1] if teachers else None
-    losses = light_objectives(stage, student, teachers)
+    own = known_tokenizers(config, stage)
+    losses = light_objectives(config, stage, student, teachers, own)
     projections = sum(p.numel() for objective in losses for p in objective.parameters())
     data = data if isinstance(stage, PretrainStage) or stage.task is None else task_data(config, stage, data)
     needs = [objective.needs() for objective in losses]
@@ -297,7 +301,20 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,
+        own_tokens=tuple(
+            f"{teachers[number][0].source} ({theirs.kind}, {theirs.vocab_size:,} entries)"
+            for number, theirs in own.items()
+        ),
     )
+
+
+def known_tokenizers(config: RunConfig, stage: TrainedStage) -> Own:
+    """The tokenizers of teachers with another vocabulary than the run's, as far as both are at hand."""
+    try:
+        ours = preflight.run_tokenizer(config)
+    except DataError:  # said among what is missing
+        return {}
+    return own_tokenizers(config, stage, ours, fetch=False)
 
 
 def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data) -> Data:
@@ -320,14 +337,22 @@ def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data
 
 
 def light_objectives(
-    stage: TrainedStage, student: EncoderConfig, teachers: list[tuple[TeacherConfig, EncoderConfig]]
+    config: RunConfig,
+    stage: TrainedStage,
+    student: EncoderConfig,
+    teachers: list[tuple[TeacherConfig, EncoderConfig]],
+    own: Own,
 ) -> list[Objective]:
-    """The stage's objectives without memory; building them also checks their layers and widths."""
+    """The stage's objectives without memory; building them also checks their layers, widths and vocabularies."""
+    shapes = [shape for _, shape in teachers]
+    named = [(teacher, shape) for (teacher, _), shape in zip(teachers, alike(shapes, own, student), strict=True)]
     try:
         with torch.device("meta"):
-            return objectives(stage, student, teachers)
+            built = objectives(stage, student, named)
     except ConfigError as error:
         raise ConfigError(f"stage {stage.name!r}: {error}") from None
+    check_own_tokens(config, stage, own, shapes, built, f"stage {stage.name!r}")
+    return built
 
 
 def logit_share(config: RunConfig, stage: TrainedStage, request: FeatureRequest) -> float:

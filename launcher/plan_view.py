@@ -54,7 +54,7 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
         console.print()
         console.print(shown)
     console.print()
-    for line in beside_lines(config, plan):
+    for line in [*own_tokens_lines(plan), *beside_lines(config, plan)]:
         console.print(Text(line))
     if speeds is not None:
         for line in time_lines(plan, speeds):
@@ -79,6 +79,15 @@ def data_lines(plan: Plan) -> list[str]:
     if plan.shard_bytes is not None:
         disk.insert(0, f"shards {size(plan.shard_bytes)}")
     return [*lines, f"vocabulary: {data.vocab_size:,} tokens", f"disk: {', '.join(disk)}"]
+
+
+def own_tokens_lines(plan: Plan) -> list[str]:
+    """For each stage its teachers that do not read the student's tokens."""
+    return [
+        f"{stage.name}: the rows are tokenised a second time for {', '.join(stage.own_tokens)}"
+        for stage in plan.stages
+        if stage.own_tokens
+    ]
 
 
 def models_table(plan: Plan) -> Table:

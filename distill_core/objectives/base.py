@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -104,6 +104,10 @@ class Term(nn.Module, ABC):
 
     Config: ClassVar[type[TermConfig]] = TermConfig
     count: Count
+    aligned: ClassVar[Literal["tokens", "sequences"]] = "tokens"
+    """What of the student is set against the same of the teacher. ``sequences``: something of a whole text, so that a
+    teacher may read its own tokens (``tasks/own_tokens.py``): nothing but ``Features.task``, or hidden states at rows
+    that are found by ``teacher.where(batch)``, not by ``batch.layout``, on the teacher's side."""
 
     def __init__(self, config: TermConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
+from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.layers import LayerMap, layer_pairs
@@ -63,16 +64,16 @@ class HiddenMatch(Term):
     def names(self) -> list[str]:
         return [f"{self.kind}/{t}-{s}" for t, s in self.pairs]
 
-    def rows(self, batch: Batch) -> Tensor | None:
-        """int64, the rows of the stream that are compared; None: all of them."""
+    def rows(self, where: AttentionLayout) -> Tensor | None:
+        """int64, the rows of a stream that are compared; None: all of them."""
         return None
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
-        rows, sums = self.rows(batch), {}
+        rows, their_rows, sums = self.rows(batch.layout), self.rows(teacher.where(batch)), {}
         for match, (name, (t, s)) in enumerate(zip(self.names(), self.pairs, strict=True)):
             mine, theirs = student.hidden[s], teacher.hidden[t]
-            if rows is not None:
-                mine, theirs = mine[rows], theirs[rows]
+            if rows is not None and their_rows is not None:
+                mine, theirs = mine[rows], theirs[their_rows]
             sums[name] = self.compare(wide(self.project(match, mine)), wide(theirs))
         return sums
 
@@ -144,9 +145,10 @@ class Pkd(HiddenMatch):
 
     Config = PkdConfig
     count = "sequences"
+    aligned = "sequences"
 
-    def rows(self, batch: Batch) -> Tensor:
-        return batch.layout.starts
+    def rows(self, where: AttentionLayout) -> Tensor:
+        return where.starts
 
     def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
         return direction_distance(mine, theirs)

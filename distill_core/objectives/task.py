@@ -48,6 +48,7 @@ class TaskLoss(Term):
 
     Config = TaskLossConfig
     count = "targets"
+    aligned = "sequences"
 
     def needs(self) -> Needs:
         return Needs(TASK)
@@ -86,6 +87,7 @@ class TaskKd(Term):
 
     Config = TaskKdConfig
     count = "targets"
+    aligned = "sequences"  # where the task's answers are of sequences, which the stage is checked for
 
     def __init__(self, config: TaskKdConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)

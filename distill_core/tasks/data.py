@@ -33,7 +33,8 @@ class TaskData:
     [n, 2], first and last token of the answer in its sequence (0, 0 = [CLS]: not in this window). ``owner``: int64 [n],
     the row of each sequence; ``places``: int64 [N], for ``tokens`` the row's token, for ``span`` the character of
     the context at which the token begins, -1 elsewhere; ``ends``: int64 [N], for ``span`` the character before which
-    the token ends, -1 elsewhere.
+    the token ends, -1 elsewhere. ``own``: by the number of a teacher with another vocabulary: the same rows, one
+    sequence each, as its tokenizer cuts them.
     """
 
     task: TaskConfig
@@ -46,6 +47,7 @@ class TaskData:
     owner: Ints
     places: Ints
     ends: Ints
+    own: dict[int, TaskData] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -73,6 +75,7 @@ class TaskData:
             targets=torch.from_numpy(targets),
             task=self.task.kind,
             sequence_ids=index.astype(np.uint64),
+            own={number: data.batch(index, epochs, kernel) for number, data in self.own.items()},
         )
 
 

@@ -59,9 +59,11 @@ def test_teachers_that_do_not_fit(tmp_path: Path, teacher: Path) -> None:
     lines = (teacher / "vocab.txt").read_text(encoding="utf-8").splitlines()
     other = tmp_path / "other.txt"
     other.write_text("\n".join([*lines[:-1], "另一个"]) + "\n", encoding="utf-8")
-    refused(run_config(tmp_path, teacher, str(other)), DataError, "not the same tokens")
+    refused(run_config(tmp_path, teacher, str(other)), ConfigError, "is not data.tokenizer's), and on a corpus")
     other.write_text("\n".join([*lines, "多一个"]) + "\n", encoding="utf-8")
-    refused(run_config(tmp_path, teacher, str(other)), DataError, "must be the same vocabulary")
+    refused(
+        run_config(tmp_path, teacher, str(other)), ConfigError, "by losses that compare whole texts: pkd, task, task_kd"
+    )
     (teacher / "model.safetensors").unlink()
     refused(run_config(tmp_path, teacher, vocab), DataError, "holds no weights")
 

@@ -214,7 +214,9 @@ class MaskConfig(Config):
 class DataConfig(Config):
     """From raw files to memory-mapped shards."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
+    sources: list[SourceConfig] = []
+    """None for a run without a corpus, whose stages all read labelled rows; preparation then only installs the given
+    tokenizer."""
     folder: str | None = runtime(None)
     """Where the shards live; default: ``data/`` in the run folder. Several runs may share one."""
     clean: CleanConfig = CleanConfig()
@@ -229,6 +231,15 @@ class DataConfig(Config):
     seed: int = 1337
     workers: int | None = runtime(None, ge=1)
     """Processes; default: one per core."""
+
+    @model_validator(mode="after")
+    def _tokens_without_text(self) -> DataConfig:
+        if not self.sources and self.tokenizer.vocab is None:
+            raise ValueError(
+                "without `sources` there is no text to train a vocabulary on; give `tokenizer.vocab` (a model's folder "
+                "or vocabulary file) for a run on labelled rows alone, or `sources`"
+            )
+        return self
 
 
 class PrepConfig(Config):

@@ -249,6 +249,8 @@ class Corpus:
         self.special_ids: dict[str, int] = manifest["tokenizer"]["special_ids"]
         self.max_length: int = manifest["max_length"]
         self.tokenizer_folder = folder / "tokenizer"
+        self.has_text = bool(manifest["shards"])
+        """False where a run without ``data.sources`` only has its tokenizer here."""
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -268,6 +270,13 @@ class Corpus:
         return cls(folder, manifest)
 
     def split(self, name: SplitName) -> Split:
+        """Its sequences.
+
+        Raises:
+            DataError: the folder was prepared without text.
+        """
+        if not self.has_text:
+            raise DataError(f"{self.folder} holds a tokenizer and no text: it was prepared without `data.sources`.")
         if name not in self._splits:
             bit = HELD_OUT_BIT if name == "held_out" else np.uint64(0)
             facts = {

@@ -61,7 +61,8 @@ class Progress:
 def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], None] | None = None) -> Corpus:
     """Prepare ``config.sources`` into ``folder``, or return at once when that is done already.
 
-    Finished shards of an interrupted preparation are kept. The manifest is written last.
+    Finished shards of an interrupted preparation are kept. The manifest is written last. Without sources it lists no
+    shards, and the tokenizer is all there is.
 
     Raises:
         DataError: a source, vocabulary or the whole corpus is unusable; the folder holds something else.
@@ -75,7 +76,7 @@ def prepare(config: DataConfig, folder: Path, on_progress: Callable[[Progress], 
         began = time.monotonic()
         readers = open_sources(config)
         blocks = [(reader, block) for reader in readers for block in reader.blocks(config.block_megabytes << 20)]
-        threshold = held_out_threshold(config, blocks)
+        threshold = held_out_threshold(config, blocks) if config.sources else 0
         with writing(folder):
             tokenizer = make_tokenizer(config, readers, folder)
         identity = identity_of(config)
@@ -309,7 +310,8 @@ def write_manifest(
             total["masked"] += sum(facts["masked"][:1])
         path = folder / "shards" / task.name / "train" / "unigram.bin"
         unigram += map_array(path, "<i8", (tokenizer.vocab_size,))
-    check_splits(splits, counts)
+    if config.sources:
+        check_splits(splits, counts)
     write_array(folder / "unigram.bin", unigram)
     listed = [
         {"name": task.name, "ordinal": task.ordinal, "splits": shard["splits"], "hash": content_hash(shard["files"])}

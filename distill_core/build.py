@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from configs.errors import ConfigError, DataError
+from configs.errors import DataError
 from configs.loader import to_yaml
 from data_prep.corpus import Corpus
 from data_prep.inspect import samples as masked_samples
@@ -25,14 +24,21 @@ from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
 from distill_core.evaluate.teacher_head import check_head
 from distill_core.features import FeatureRequest
-from distill_core.load import LoadedTeacher, check_heads, objectives, own_tokens, stage_models, stage_teachers
+from distill_core.load import (
+    LoadedTeacher,
+    check_heads,
+    objectives,
+    own_tokens,
+    stage_models,
+    stage_teachers,
+    with_token_ids,
+)
 from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
 from distill_core.monitor import Monitor
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives import OBJECTIVES
-from distill_core.objectives.base import TermConfig
 from distill_core.progressive import ProgressiveDistillation
 from distill_core.record import BestModel, Quality
 from distill_core.references.prepare import StageReferences, prepare_references
@@ -149,18 +155,16 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     found = {index: newest(config, index, identity) for index, identity in identities.items()}
     task = stage_task(config, first, corpus)
     labels = [] if task is None else task.labels
-    split = corpus.split("train")
-    steps = first.training.total_steps(len(split) if task is None else len(task.train))
+    steps = first.training.total_steps(len(splits(config, corpus, task)[0]))
     torch.manual_seed(config.seed)
     loaded = stage_teachers(config, next(iter(stages)), corpus, labels)
     modules = {index: student_module(config, index, corpus, labels, loaded, steps) for index in stages}
     task = None if task is None else with_own_tokens(task, own_tokens(loaded))
     teachers = freeze(first, loaded, list(modules.values()), rank)
-    source: Source = CorpusSource(split, config.seed, sampled_share(list(modules.values()), first.training))
-    source = source if task is None else task.train
+    train, held_out = splits(config, corpus, task, sampled_share(list(modules.values()), first.training))
     folder, identity = config.stage_folder(next(iter(stages))), next(iter(identities.values()))
     references = stage_references(first, folder, corpus, task, teachers, identity, rank)
-    source = source if references is None else references.seen(source, "train")
+    source = train if references is None else references.seen(train, "train")
     loader = make_loader(config, first.training, source, rank)
     check_teacher_heads(first, loaded, teachers, loader, corpus, rank)
     trainees = [
@@ -171,9 +175,16 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
         if trainees[0].monitor is not None:
             trainees[0].monitor.line(f"rows of the task that cannot be used: {sentence}")
     learned, loader, held_out = from_cache(
-        config, next(iter(stages)), corpus, teachers, loader, steps, rank, trainees[0].monitor
+        config, next(iter(stages)), corpus, teachers, loader, held_out, steps, rank, trainees[0].monitor
     )
     return Parts(config, rank, corpus, task, learned, loader, held_out, steps, trainees, references)
+
+
+def splits(config: RunConfig, corpus: Corpus, task: Task | None, sampled: float | None = None) -> tuple[Source, Source]:
+    """What a stage trains on and what is kept from training; ``sampled``: as in :class:`CorpusSource`."""
+    if task is not None:
+        return task.train, task.dev
+    return CorpusSource(corpus.split("train"), config.seed, sampled), CorpusSource(corpus.split("held_out"))
 
 
 def newest(config: RunConfig, index: int, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
@@ -215,6 +226,7 @@ def from_cache(
     corpus: Corpus,
     teachers: list[Teacher],
     loader: Loader,
+    held_out: Source,
     steps: int,
     rank: Rank,
     monitor: Monitor | None,
@@ -222,7 +234,7 @@ def from_cache(
     """The teachers, the training batches and the held-out ones: from a cache where the stage asks for one."""
     stage = config.stages[index]
     if not isinstance(stage, DistillStage) or stage.teacher_cache is None:
-        return teachers, loader, CorpusSource(corpus.split("held_out"))
+        return teachers, loader, held_out
     settings, epochs = stage.teacher_cache, math.ceil(steps * loader.global_batch_size / len(loader.source))
     root = config.stage_folder(index) / "teacher_cache" if settings.folder is None else Path(settings.folder)
     cached = cache_teachers(
@@ -238,25 +250,6 @@ def from_cache(
         (lambda text: None) if monitor is None else monitor.line,
     )
     return cached.teachers, replace(loader, source=cached.train), cached.held_out
-
-
-def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> list[TermConfig]:
-    """The stage's losses with entries of the vocabulary turned into their ids.
-
-    Raises:
-        ConfigError: there is no such entry.
-    """
-    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
-    ids = {piece: number for number, piece in enumerate(pieces)}
-
-    def token_id(piece: str) -> int:
-        if piece not in ids:
-            near = difflib.get_close_matches(piece, pieces, n=3, cutoff=0.3)
-            hint = f" Near: {', '.join(map(repr, near))}." if near else ""
-            raise ConfigError(f"Stage {stage.name!r}: the vocabulary has no entry {piece!r}.{hint}")
-        return ids[piece]
-
-    return [term.resolved(token_id) for term in stage.objective]
 
 
 def stage_references(
@@ -390,6 +383,7 @@ def start_monitor(
     monitor = Monitor(config.stage_folder(index), config.folder / "logs", title, first_step, steps)
     monitor.layout(terms, with_teacher=stage.kind == "distill")
     monitor.text("config", f"```yaml\n{to_yaml(config)}\n```")
-    shown = "\n\n".join(f"    {line}" for line in masked_samples(corpus, "train", 5, 0))
-    monitor.text("masked samples", shown)
+    if corpus.has_text:
+        shown = "\n\n".join(f"    {line}" for line in masked_samples(corpus, "train", 5, 0))
+        monitor.text("masked samples", shown)
     return monitor

@@ -227,6 +227,11 @@ def sources(stage: AnyStage) -> list[str]:
     return model_sources(stage) + ([] if rows is None else [rows])
 
 
+def reads_corpus(stage: AnyStage) -> bool:
+    """Whether a stage reads the corpus, and not a task's rows; what it makes is then a masked LM."""
+    return isinstance(stage, PretrainStage) or (isinstance(stage, DistillStage) and stage.task is None)
+
+
 def trained(stages: Sequence[AnyStage]) -> list[TrainedStage]:
     """The stages that make a model."""
     return [stage for stage in stages if not isinstance(stage, AugmentStage)]
@@ -284,6 +289,8 @@ class RunConfig(PrepConfig):
         names = [stage.name for stage in self.stages]
         if not trained(self.stages):
             raise ValueError("no stage makes a model (augment makes rows); add a finetune, distill or pretrain stage")
+        if not self.data.sources:
+            self._check_no_corpus()
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two stages are called {name!r}; stage names are folder names and must differ")
@@ -309,6 +316,17 @@ class RunConfig(PrepConfig):
                 )
         check_beside(self.stages, [sources(stage) for stage in self.stages])
         return self
+
+    def _check_no_corpus(self) -> None:
+        """Nothing in the run needs the text that it has not."""
+        reader = next((stage for stage in self.stages if reads_corpus(stage)), None)
+        if reader is not None:
+            raise ValueError(
+                f"stage {reader.name!r} (kind {reader.kind}) learns from the corpus, but data.sources names no text; "
+                "add data.sources" + (", or give the stage a `task`" if isinstance(reader, DistillStage) else "")
+            )
+        if self.evaluation.pseudo_perplexity is not None:
+            raise ValueError("evaluation.pseudo_perplexity is measured on held-out text, but data.sources names none")
 
     def _check_task(self, stage: AnyStage, earlier: Sequence[AnyStage]) -> None:
         task, rows = getattr(stage, "task", None), getattr(stage, "rows", None)

@@ -57,15 +57,17 @@ def finish_run(config: RunConfig, folder: Path) -> None:
     training = trained(config.stages)[-1].training
 
     facts: dict[str, Any] = {"corpus": corpus.hash, "limit": training.evaluate_sequences, "seed": config.seed}
-    kept(
-        evaluation / "unigram.json",
-        facts,
-        lambda: unigram_baseline(corpus, training.evaluate_sequences, config.seed),
-    )
+    if corpus.has_text:
+        kept(
+            evaluation / "unigram.json",
+            facts,
+            lambda: unigram_baseline(corpus, training.evaluate_sequences, config.seed),
+        )
     hashes = fingerprints(models)
-    facts = {"models": hashes, "max_length": corpus.max_length}
+    longest = corpus.max_length if corpus.has_text else max(map(config.longest, config.stages))
+    facts = {"models": hashes, "max_length": longest}
     facts |= config.evaluation.model_dump(mode="json", include=_LATENCY)
-    kept(evaluation / "latency.json", facts, lambda: {"rows": latency_rows(config, models, corpus.max_length)})
+    kept(evaluation / "latency.json", facts, lambda: {"rows": latency_rows(config, models, longest)})
     asked = first_and_last(models)
     sentences = config.evaluation.sentences
     facts = {"models": {name: hashes[name] for name in asked}, "sentences": sentences, "top_k": TOP_K}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
 from data_prep.corpus import Corpus
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
@@ -24,6 +25,7 @@ from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.initialise import initialise, load_into
 from distill_core.objective import Distillation, Objective
+from distill_core.objectives.base import TermConfig
 from distill_core.references.weights import with_references
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.config import TaskConfig
@@ -148,6 +150,25 @@ def _teacher(
 def own_tokens(teachers: list[LoadedTeacher]) -> dict[int, Tokenizer]:
     """By number: the tokenizers of those teachers that do not share the student's."""
     return {number: t.tokenizer for number, t in enumerate(teachers) if t.tokenizer is not None}
+
+
+def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> list[TermConfig]:
+    """The stage's losses with entries of the vocabulary turned into their ids.
+
+    Raises:
+        ConfigError: there is no such entry.
+    """
+    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
+    ids = {piece: number for number, piece in enumerate(pieces)}
+
+    def token_id(piece: str) -> int:
+        if piece not in ids:
+            near = difflib.get_close_matches(piece, pieces, n=3, cutoff=0.3)
+            hint = f" Near: {', '.join(map(repr, near))}." if near else ""
+            raise ConfigError(f"Stage {stage.name!r}: the vocabulary has no entry {piece!r}.{hint}")
+        return ids[piece]
+
+    return [term.resolved(token_id) for term in stage.objective]
 
 
 def objectives(

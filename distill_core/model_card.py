@@ -53,6 +53,7 @@ def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
         objective=describe_objective(stage),
         teacher=teacher_name(stage),
         own_teacher=outcome.config.stage_index(stage.done["teacher"] or "") is not None,
+        has_corpus=bool(outcome.config.data.sources),
         unigram=outcome.unigram,
         latency=[row for row in outcome.latency if row["model"] in {m.name for m in chain[:1] + chain[-1:]}],
         vocab_size=(outcome.manifest.get("tokenizer") or {}).get("vocab_size"),

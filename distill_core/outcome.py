@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError, output_error
-from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, model_sources
+from distill_core.config import (
+    AnyStage,
+    AugmentStage,
+    DistillStage,
+    PretrainStage,
+    RunConfig,
+    model_sources,
+    reads_corpus,
+)
 from distill_core.models.pretrained import WEIGHTS
 from distill_core.tasks.pretrained import task_kind_of
 from distill_core.tasks.rows import TaskKind
@@ -54,7 +62,7 @@ class StageOutcome:
 
     @property
     def makes_masked_lm(self) -> bool:
-        return makes_masked_lm(self.stage)
+        return reads_corpus(self.stage)
 
 
 @dataclass(frozen=True)
@@ -161,14 +169,9 @@ def chain_models(config: RunConfig, folder: Path) -> dict[str, str]:
         for source in model_sources(stage):
             if source not in stages and task_kind_of(source) is None:
                 models[outside_name(source, stages)] = source
-        if makes_masked_lm(stage):
+        if reads_corpus(stage):
             models[stage.name] = str(stage_folder(config, index, folder) / "model")
     return models
-
-
-def makes_masked_lm(stage: AnyStage) -> bool:
-    """Whether the stage's model predicts masked tokens (and not a task's labels)."""
-    return isinstance(stage, PretrainStage) or (isinstance(stage, DistillStage) and stage.task is None)
 
 
 def outside_name(source: str, stages: set[str]) -> str:

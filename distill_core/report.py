@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from distill_core import report_evaluation, report_facts
+from distill_core import report_data, report_evaluation, report_facts
 from distill_core.config import RunConfig
 from distill_core.model_card import TEMPLATES
 from distill_core.outcome import Outcome, read_outcome, write_text
@@ -183,19 +183,22 @@ def language(outcome: Outcome) -> Section:
 def data(outcome: Outcome) -> Section:
     if not outcome.manifest:
         return Section("Data")
-    return Section("Data", tables=report_facts.data_tables(outcome.manifest))
+    if not outcome.config.data.sources:
+        words = f"No corpus: all stages read labelled rows. Vocabulary: {report_data.vocabulary(outcome.manifest)}."
+        return Section("Data", notes=[words])
+    return Section("Data", tables=report_data.data_tables(outcome.manifest))
 
 
 def provenance(outcome: Outcome) -> Section:
     """What was run, where and with what."""
     packages = outcome.environment.get("packages") or {}
-    codes = [Code("command", "sh", report_facts.command(outcome), folded=False)]
-    codes += [Code("resolved run file", "yaml", report_facts.resolved_yaml(outcome))]
+    codes = [Code("command", "sh", report_data.command(outcome), folded=False)]
+    codes += [Code("resolved run file", "yaml", report_data.resolved_yaml(outcome))]
     if packages:
         lines = "\n".join(f"{name}=={version}" for name, version in packages.items())
         codes.append(Code("all installed packages", "text", lines))
     return Section(
         "What was run",
-        tables=report_facts.environment_tables(outcome.environment),
+        tables=report_data.environment_tables(outcome.environment),
         codes=codes,
     )

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from configs.loader import to_yaml
 from distill_core.config import AugmentStage, DistillStage, TrainedStage, made_from
 from distill_core.model_card import describe_objective, teacher_name
 from distill_core.models.config import EncoderConfig
 from distill_core.outcome import Outcome, StageOutcome
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "rjieba", "zhengliu")
 LATENCY_NOTE = (
     "Forward pass of encoder and masked-LM head (at one row a sequence) in fp32 on synthetic ids; the models take "
     "turns, repeat by repeat. Speed-up: the first model's median over this one's."
@@ -81,8 +79,8 @@ def missing(outcome: Outcome) -> list[str]:
     """Sentences on what the run has not left yet."""
     lines = [f"Stage {s.name} is not finished ({s.state})." for s in outcome.stages if s.done is None]
     if not outcome.manifest:
-        lines.append("The prepared corpus is not in its place.")
-    if outcome.unigram is None:
+        lines.append("The prepared data is not in its place.")
+    if outcome.unigram is None and outcome.config.data.sources:
         lines.append("The unigram baseline is not measured yet.")
     if not outcome.latency:
         lines.append("Latency is not measured yet.")
@@ -126,6 +124,8 @@ def models_table(outcome: Outcome) -> Table:
 
 
 def models_notes(outcome: Outcome) -> list[str]:
+    if not outcome.config.data.sources:
+        return ["The run has no corpus, so how well models predict masked tokens is not measured."]
     counts = {m.masked_tokens for m in outcome.models if m.masked_tokens}
     tokens = " and ".join(f"{n:,}" for n in sorted(counts))
     notes = [
@@ -327,71 +327,3 @@ def guesses_table(outcome: Outcome) -> Table:
         rows.append([row["sentence"] if row["sentence"] != before else "", row["model"], words])
         before = row["sentence"]
     return Table("", ["sentence", "model", "guesses"], rows, 3)
-
-
-# ---------------------------------------------------------------- data and provenance
-
-
-def data_tables(manifest: dict[str, Any]) -> list[Table]:
-    """Facts of the prepared corpus; a key that the manifest lacks is left out."""
-    tokenizer, segmenter = manifest.get("tokenizer") or {}, manifest.get("segmenter") or {}
-    masking = manifest.get("masking") or {}
-    facts: dict[str, Any] = {
-        "corpus hash": manifest.get("hash"),
-        "inputs": describe_inputs(manifest.get("inputs") or {}),
-    }
-    for key in ("documents", "characters", "text_bytes"):
-        facts[key.replace("_", " ")] = show(manifest.get(key), "{:,}")
-    if tokenizer:
-        how = "trained on the corpus" if tokenizer.get("trained") else "given"
-        facts["vocabulary"] = f"{tokenizer.get('vocab_size', 0):,} tokens ({tokenizer.get('kind')}, {how})"
-    facts["segmenter"] = ", ".join(f"{k} {v}" for k, v in segmenter.items() if v is not None)
-    facts["sequences"] = manifest.get("variant")
-    facts["masks"] = ", ".join(f"{k} {v}" for k, v in masking.items())
-    facts["preparation"] = show(manifest.get("megabytes_per_second"), "{:.2f} MB/s")
-    tables = [Table("", ["", ""], [[k, str(v)] for k, v in facts.items() if v not in (None, "", "–")], 2)]
-    splits = manifest.get("splits") or {}
-    keys = list(dict.fromkeys(k for facts in splits.values() for k in facts))
-    rows = [[name, *(show(split.get(key), "{:,}") for key in keys)] for name, split in splits.items()]
-    tables.append(Table("Splits", ["split", *keys], rows))
-    dropped = manifest.get("dropped") or {}
-    rows = [[str(reason).replace("_", " "), f"{count:,}"] for reason, count in dropped.items()]
-    tables.append(Table("Dropped", ["reason", "records"], rows or [["nothing", "0"]]))
-    return tables
-
-
-def describe_inputs(inputs: dict[str, int]) -> str:
-    """path -> bytes, in a few words."""
-    paths = list(inputs)
-    size = f"{sum(inputs.values()) / 1e6:,.2f} MB"
-    if len(paths) > 3:
-        return f"{len(paths)} files, {paths[0]} to {paths[-1]} ({size})"
-    return f"{', '.join(paths)} ({size})" if paths else ""
-
-
-def environment_tables(environment: dict[str, Any]) -> list[Table]:
-    if not environment:
-        return []
-    packages = environment.get("packages") or {}
-    gpus = environment.get("gpus") or []
-    rows = [
-        [key.replace("_", " "), str(environment[key])]
-        for key in ("launched", "revision", "python", "platform", "processor", "cores", "memory_gigabytes")
-        if environment.get(key) is not None
-    ]
-    rows += [["GPUs", ", ".join(str(g.get("name", g)) if isinstance(g, dict) else str(g) for g in gpus) or "none"]]
-    rows += [[name, packages[name]] for name in PACKAGES if name in packages]
-    return [Table("", ["", ""], rows, 2)]
-
-
-def command(outcome: Outcome) -> str:
-    """As it was typed, where the launcher wrote it down; else one that repeats the run."""
-    given = outcome.environment.get("command")
-    if isinstance(given, list):
-        return " ".join(map(str, given))
-    return str(given) if given else f"distill run {outcome.folder / 'config.yaml'}"
-
-
-def resolved_yaml(outcome: Outcome) -> str:
-    path = outcome.folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else to_yaml(outcome.config)

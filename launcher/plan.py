@@ -61,6 +61,8 @@ class Data:
     exact: bool
     problems: tuple[str, ...] = ()
     """What is missing for a run; a plan is made all the same."""
+    has_text: bool = True
+    """False for a run on labelled rows alone."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def make_plan(config: RunConfig, ranks: int) -> Plan:
 def measure(config: RunConfig) -> Data:
     """Counts from the prepared data when it is there, else an estimate from the sizes of the source files."""
     folder = config.data_folder
-    if (folder / "manifest.json").is_file():
+    if config.data.sources and (folder / "manifest.json").is_file():
         corpus = Corpus.open(folder)
         split = corpus.split("train")
         tokens = split.n_tokens + split.specials * len(split)
@@ -156,6 +158,8 @@ def measure(config: RunConfig) -> Data:
     except DataError as error:
         problems.append(str(error))
         vocab_size = published_vocabulary(config) or config.data.tokenizer.vocab_size
+    if not config.data.sources:
+        return Data(None, None, 0.0, vocab_size, False, tuple(problems), has_text=False)
     try:
         content = source_tokens(config.data)
     except DataError as error:

@@ -67,7 +67,9 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
 
 def data_lines(plan: Plan) -> list[str]:
     data = plan.data
-    if data.tokens is None or data.sequences is None:
+    if not data.has_text:
+        lines = ["data: no corpus, all stages read labelled rows"]
+    elif data.tokens is None or data.sequences is None:
         lines = ["data: not prepared yet, and how much it will be is not known beforehand"]
     else:
         how = "counted" if data.exact else "estimated from the sizes of the sources; `distill prep` counts them"

@@ -51,6 +51,10 @@ class Preparing:
         """One line on the finished data, with what was dropped and why."""
         if self._live is not None:
             self._live.stop()
+        if not corpus.has_text:
+            line = f"data: no corpus, a tokenizer of {corpus.vocab_size:,} entries; in {corpus.folder}"
+            self.console.print(line, markup=False, soft_wrap=True)
+            return
         splits = corpus.manifest["splits"]
         counted = ", ".join(f"{split['sequences']:,} {name}" for name, split in splits.items())
         dropped = ", ".join(f"{n:,} {reason}" for reason, n in corpus.manifest["dropped"].items()) or "none"

@@ -349,3 +349,19 @@ def test_an_input_that_cannot_be_read_on_is_not_called_unwritable(
     monkeypatch.setattr(TextReader, "documents", failing)
     with pytest.raises(DataError, match=r"Cannot read .*b\.txt: Input/output error"):
         prepare(config, tmp_path / "data")
+
+
+def test_without_sources_only_the_tokenizer_is_installed(tmp_path: Path) -> None:
+    given = prepare(small(tmp_path), tmp_path / "given").tokenizer_folder
+    config = DataConfig(tokenizer=TokenizerConfig(vocab=str(given)))
+    folder = tmp_path / "data"
+    corpus = prepare(config, folder)
+    assert not corpus.has_text and corpus.vocab_size == 104 and list((folder / "shards").iterdir()) == []
+    assert {p.name for p in given.iterdir()} - {"made-from.json"} == {p.name for p in corpus.tokenizer_folder.iterdir()}
+    assert verify(folder) == [] and prepare(config, folder).hash == corpus.hash
+    with pytest.raises(DataError, match="holds a tokenizer and no text"):
+        corpus.split("train")
+    with pytest.raises(DataError, match="sources"):  # what was prepared with text is not taken for it
+        prepare(small(tmp_path), folder)
+    with pytest.raises(ValueError, match="no text to train a vocabulary on"):
+        DataConfig()

@@ -99,3 +99,37 @@ def test_identity_leaves_runtime_fields_out() -> None:
     assert "global_batch_size" in training and "precision" in training and "optimizer" in training
     for name in ("steps", "micro_batch_tokens", "checkpoint_every", "keep_last", "log_every", "zero_stage"):
         assert name not in training
+
+
+def without_corpus(*stages: dict[str, Any], vocab: str | None = "vocab.txt", **fields: Any) -> dict[str, Any]:
+    tasks = {"t": {"kind": "classification", "train": "a.jsonl", "dev": "b.jsonl", "max_length": 32}}
+    return {"name": "r", "data": {"tokenizer": {"vocab": vocab}}, "tasks": tasks, "stages": list(stages), **fields}
+
+
+TUNED = {"name": "tuned", "kind": "finetune", "model": "m", "task": "t", "training": TRAINING}
+TAUGHT = RUN["stages"][1] | {"teacher": "tuned", "task": "t", "objective": [{"kind": "task_kd"}]}
+
+
+def test_a_run_on_labelled_rows_needs_no_sources() -> None:
+    rows = {"name": "rows", "kind": "augment", "model": "m", "task": "t"}
+    config = validate(without_corpus(TUNED, rows, TAUGHT), RunConfig)
+    assert config.data.sources == [] and validate(yaml.safe_load(to_yaml(config)), RunConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (without_corpus(TUNED, RUN["stages"][0]), "stage 'teacher' (kind pretrain) learns from the corpus"),
+        (
+            without_corpus(TUNED, TAUGHT | {"task": None, "objective": [{"kind": "kd_ce"}]}),
+            "stage 'student' (kind distill) learns from the corpus, but data.sources names no text; add data.sources, "
+            "or give the stage a `task`",
+        ),
+        (without_corpus(TUNED, vocab=None), "no text to train a vocabulary on; give `tokenizer.vocab`"),
+        (without_corpus(TUNED, evaluation={"pseudo_perplexity": {"sequences": 2}}), "pseudo_perplexity is measured on held-out text"),
+    ],
+)
+def test_what_needs_text_is_named_where_there_is_none(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(tree, RunConfig)
+    assert message.lower() in str(error.value).lower()

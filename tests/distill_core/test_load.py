@@ -7,9 +7,8 @@ import pytest
 from configs.errors import ConfigError, DataError
 from configs.loader import validate
 from data_prep.corpus import Corpus
-from distill_core.build import with_token_ids
 from distill_core.config import RunConfig, trained
-from distill_core.load import check_vocabulary
+from distill_core.load import check_vocabulary, with_token_ids
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.logits import KdKlConfig
 

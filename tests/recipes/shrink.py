@@ -76,10 +76,11 @@ def shrunken(
     for number, (source, preset) in enumerate(teachers.items()):
         teachers[source] = str(save_teacher(preset, prepared, folder / f"teacher-{number}"))
     data = tree["data"]
-    data["sources"] = [{"path": str(text)}]
     data["tokenizer"]["vocab"] = str(prepared.tokenizer_folder)
-    data["sequences"]["max_length"] = LENGTH
-    data["held_out"] = 0.05
+    if "sources" in data:  # pkd has none
+        data["sources"] = [{"path": str(text)}]
+        data["sequences"]["max_length"] = LENGTH
+        data["held_out"] = 0.05
     for task in tree.get("tasks", {}).values():
         task |= {"train": str(rows["train"]), "dev": str(rows["dev"]), "max_length": 32}
     for stage in tree["stages"]:

@@ -305,10 +305,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,
-        own_tokens=tuple(
-            f"{teachers[number][0].source} ({theirs.kind}, {theirs.vocab_size:,} entries)"
-            for number, theirs in own.items()
-        ),
+        own_tokens=described(stage, own),
     )
 
 
@@ -319,6 +316,11 @@ def known_tokenizers(config: RunConfig, stage: TrainedStage) -> Own:
     except DataError:  # said among what is missing
         return {}
     return own_tokenizers(config, stage, ours, fetch=False)
+
+
+def described(stage: TrainedStage, own: Own) -> tuple[str, ...]:
+    teachers = stage.teacher if isinstance(stage, DistillStage) else []
+    return tuple(f"{teachers[n].source} ({t.kind}, {t.vocab_size:,} entries)" for n, t in own.items())
 
 
 def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data) -> Data:

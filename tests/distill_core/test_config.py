@@ -126,7 +126,10 @@ def test_a_run_on_labelled_rows_needs_no_sources() -> None:
             "or give the stage a `task`",
         ),
         (without_corpus(TUNED, vocab=None), "no text to train a vocabulary on; give `tokenizer.vocab`"),
-        (without_corpus(TUNED, evaluation={"pseudo_perplexity": {"sequences": 2}}), "pseudo_perplexity is measured on held-out text"),
+        (
+            without_corpus(TUNED, evaluation={"pseudo_perplexity": {"sequences": 2}}),
+            "pseudo_perplexity is measured on held-out text",
+        ),
     ],
 )
 def test_what_needs_text_is_named_where_there_is_none(tree: dict[str, Any], message: str) -> None:

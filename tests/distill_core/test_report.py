@@ -120,7 +120,7 @@ def test_a_run_that_has_not_begun(finished: Finished, tmp_path: Path) -> None:
     config = type(finished.config).model_validate(tree)
     html = check_html(write_report(config, finished.folder))
     assert "Stage teacher is not finished (not started)." in html
-    assert "The prepared corpus is not in its place." in html
+    assert "The prepared data is not in its place." in html
     assert "<svg" not in html
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,15 +133,15 @@ def test_the_student_learns_from_it_and_ranks_change_nothing(world: World, tmp_p
     objective = [TASK_KD, PKD, {"kind": "task", "weight": 0.1}]
     training = {**TRAINING, "steps": 90, "evaluate_every": 45}
     folders = []
-    for world_size in (1, 2):
+    for world_size in (1, 2) if kind == "bpe" else (1,):
         config = world.config(tmp_path / str(world_size), kind, objective=objective, training=training)
         folders.append(carried_out(config, world_size=world_size))
-    one, two = (losses(folder, "01-student") for folder in folders)
-    assert one[-1] < 0.6 * one[0]
-    assert one[:8] == pytest.approx(two[:8], rel=1e-3)
+    one, *others = (losses(folder, "01-student") for folder in folders)
+    assert one[-1] < 0.5 * one[0]
+    assert all(one == pytest.approx(two, rel=1e-4) for two in others)
     found = done(folders[0], "01-student")["evaluation"]
-    assert found["teacher"]["accuracy"] > 0.9 and found["agreement"] > 0.85
-    assert found["teacher"] == done(folders[1], "01-student")["evaluation"]["teacher"]
+    assert found["teacher"]["accuracy"] > 0.9 and found["agreement"] > 0.55  # of three labels
+    assert all(found["teacher"] == done(folder, "01-student")["evaluation"]["teacher"] for folder in folders)
 
 
 @pytest.mark.chain
@@ -188,7 +189,7 @@ def test_it_answers_as_transformers_does_on_the_raw_text(world: World, tmp_path:
     found = Teacher(model, FeatureRequest(hidden=frozenset({1}), task=True))(batch)
     theirs = AutoModelForSequenceClassification.from_pretrained(source).eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
-    assert found.task is not None and found.layout is not None and found.layout.lengths != batch.layout.lengths
+    assert found.task is not None and batch.own[0].ids.tolist() != batch.ids.tolist()
     for place, row in enumerate(index):
         encoded = tokenizer(task.dev.rows[row].text_a, return_tensors="pt")
         with torch.no_grad():
@@ -219,7 +220,7 @@ def test_the_same_vocabulary_is_read_once(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.chain
 def test_the_plan_says_who_reads_what(world: World, tmp_path: Path) -> None:
-    out = Console(width=200, record=True, quiet=True)
+    out = Console(width=400, record=True, file=io.StringIO())
     show(world.config(tmp_path, "bpe"), with_probe=False, console=out)
     text = out.export_text()
     assert "data: no corpus, all stages read labelled rows" in text
@@ -266,7 +267,7 @@ def named(world: World, folder: Path) -> Path:
     source = world.teachers["wordpiece"]
     labels = {0: "B-G", 1: "O"}
     model = AutoModelForTokenClassification.from_pretrained(
-        source, id2label=labels, label2id={name: i for i, name in labels.items()}, num_labels=2
+        source, id2label=labels, label2id={name: i for i, name in labels.items()}, ignore_mismatched_sizes=True
     )
     model.save_pretrained(folder / "named")
     pretrained.copy_tokenizer(source, folder / "named")

@@ -121,7 +121,7 @@ def check_own_tokens(
     number, theirs = next(iter(own.items()))
     students = "the one to be trained on the corpus" if config.data.tokenizer.vocab is None else "data.tokenizer's"
     other = (
-        f"{who}: the teacher {stage.teacher[number].source} reads other tokens than the student (its vocabulary, "
+        f"{who}: the teacher {stage.teacher[number].source} reads other tokens than the student (its tokenizer, "
         f"{theirs.kind} with {theirs.vocab_size:,} entries, is not {students})"
     )
     reason = _reason(config, stage, own, objectives)

@@ -1,86 +1,245 @@
-"""The text of a document, made regular, and the units it is cut into."""
+"""The texts of documents, made regular: one pass over their code points."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 
 from data_prep.config import CleanConfig
+from data_prep.sentences import cut
+from data_prep.stream import Chars, Stream, code_points, decoded
 
 # Never seen by a reader of the text: control characters without meaning for layout, soft hyphen, zero width
 # and bidirectional marks, variation selectors, fillers, byte order mark, replacement and object characters,
 # surrogates, private use, noncharacters. Unassigned characters stay: a later Unicode may have assigned them.
-_INVISIBLE = re.compile(
-    "["
-    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad"
-    "\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
-    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U0001fffe\U0001ffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
-    "]+"
-)
-_BREAK = re.compile("\r\n?|[\v\f\x1c-\x1f\x85\u2028\u2029]")
-_SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")
-_EDGES = re.compile(r" *\n[\n ]*")
+_INVISIBLE = (
+    (0x00, 0x08), (0x0E, 0x1B), (0x7F, 0x84), (0x86, 0x9F), (0xAD, 0xAD),
+    (0x34F, 0x34F), (0x600, 0x605), (0x61C, 0x61C), (0x6DD, 0x6DD), (0x70F, 0x70F), (0x890, 0x891), (0x8E2, 0x8E2),
+    (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
+    (0xD800, 0xDFFF), (0xE000, 0xF8FF), (0xFDD0, 0xFDEF), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFFF),
+    (0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A),
+    (0x1FFFE, 0x1FFFF), (0xE0000, 0xE0FFF), (0xF0000, 0x10FFFF),
+)  # fmt: skip
+_BREAKS = (0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x1F, 0x85, 0x2028, 0x2029)
 
-_CLOSERS = "”’\"'）)】」』》〉］\\]｝}〕〗〙〛＂＇»›﹂﹄"
-_STOPS = "。！？…｡"
-# An ASCII ! or ? ends a sentence only where no ASCII letter follows at once: not in a?b=c or Yahoo!News.
-_OPENERS = "“‘„«\"'(\\["
-# A full stop ends a sentence before a space and a capital, but not after initials and common titles.
-_DOT = (
-    r"(?<!\s)(?<!\b\w)(?i:(?<!\b(?:dr|mr|ir|ds|st|nr|no|mw|ms))(?<!\b(?:dhr|drs|ing|mrs))(?<!\b(?:prof|mevr|bijv)))"
-    rf"\.(?=[{_CLOSERS}]*\s[{_OPENERS}]*[A-ZÀ-ÖØ-Þ])"
-)
-_END = re.compile(f"(?:(?:[{_STOPS}]|[!?](?=[!?{_CLOSERS}\\s]|[^\x00-\x7f]|$))+|{_DOT})[{_CLOSERS}]*")
+_PLAIN, _SPACE, _BREAK, _HIDDEN, _ODD, _MAPPED = 0, 1, 2, 3, 4, 5
+_LONGEST = 3
+REASONS = ("", "empty", "too_short", "short_units")
+"""Why a document is dropped (``short_units``: none of its units is long enough); the code is the place here."""
 
 
-def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
-    """``text`` made regular, or the reason why the document is dropped.
+@dataclass(frozen=True)
+class Table:
+    """How each code point is treated.
+
+    ``kinds``: uint8 [0x110000]; ``_MAPPED`` + k means k + 1 characters in its stead, from ``places[c]`` (uint16
+    [0x110000]) of ``others`` (uint32) on.
+    """
+
+    kinds: NDArray[np.uint8]
+    places: NDArray[np.uint16]
+    others: Chars
+
+    @property
+    def growth(self) -> int:
+        """How many characters one may become."""
+        return max(1, int(self.kinds.max()) - _MAPPED + 1)
+
+
+def _assigned() -> list[int]:
+    """Where characters with properties may be; the rest is unassigned, private, or invisible anyway."""
+    return [*range(0xD800), *range(0xE000, 0x32000)]
+
+
+@cache
+def _layout() -> NDArray[np.uint8]:
+    """uint8 [0x110000]: plain, space or break."""
+    kinds = np.zeros(0x110000, np.uint8)
+    kinds[[c for c in _assigned() if chr(c).isspace()]] = _SPACE
+    kinds[list(_BREAKS)] = _BREAK
+    return kinds
+
+
+@cache
+def table(form: str) -> Table:
+    """The table of a Unicode form: ``none``, ``NFC`` or ``NFKC``.
+
+    A character is odd when the form of a text that holds it is not put together from those of its characters: one
+    that may join the character before it, one that is moved (combining class), and one whose form holds such a
+    one. Without odd characters the form of a text is that of its characters, one by one.
+    """
+    kinds = _layout().copy()
+    places = np.zeros(0x110000, np.uint16)
+    others: list[int] = []
+    if form != "none":
+        joining = _joining()
+        for c in _assigned():
+            own = chr(c)
+            new = unicodedata.normalize(form, own)
+            if c in joining:
+                kinds[c] = _ODD
+            elif new != own:
+                parts = [ord(part) for part in new]
+                if joining.intersection(parts) or len(parts) > _room(form):
+                    kinds[c] = _ODD
+                else:
+                    kinds[c] = _MAPPED + len(parts) - 1
+                    places[c] = len(others)
+                    others += parts
+    for first, last in _INVISIBLE:
+        kinds[first : last + 1] = _HIDDEN
+    return Table(kinds, places, np.array([*others, 0], np.uint32))
+
+
+def _room(form: str) -> int:
+    """How many characters may stand for one: more are rare, and would need memory for the worst case."""
+    return _LONGEST if form == "NFKC" else 1
+
+
+@cache
+def _joining() -> frozenset[int]:
+    """Characters that may be joined to, or sorted among, those before them: combining marks, vowels of Hangul, ..."""
+    found = {c for c in _assigned() if unicodedata.combining(chr(c))}
+    found |= {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
+    for c in _assigned():
+        parts = unicodedata.decomposition(chr(c)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            found.add(int(parts[1], 16))
+    return frozenset(found)
+
+
+@cache
+def _already_in_form() -> Table:
+    """For text that has its form, and no invisible characters from before."""
+    return Table(_layout(), np.zeros(0x110000, np.uint16), np.zeros(1, np.uint32))
+
+
+def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counter[str]]:
+    """Documents made regular, without those that are dropped, and how many those are by reason (:data:`REASONS`).
 
     Invisible and private characters go, the Unicode form is ``config.unicode``, runs of white space inside
     a line become one space, every kind of line break becomes ``\\n``, empty lines go. Cleaning twice changes
     nothing more.
-
-    Returns:
-        ``(text, "")``, or ``(None, reason)`` with reason ``empty``, ``too_short`` or ``short_units`` (none of its
-        units is long enough).
     """
-    text = _BREAK.sub("\n", _INVISIBLE.sub("", text))
-    if config.unicode != "none":
-        text = unicodedata.normalize(config.unicode, text)
-    text = _EDGES.sub("\n", _SPACES.sub(" ", text)).strip(" \n")
-    if not text:
-        return None, "empty"
-    if len(text) < config.min_characters:
-        return None, "too_short"
-    if config.min_unit_characters and max(map(len, units(text, config))) < config.min_unit_characters:
-        return None, "short_units"
-    return text, ""
+    rule = table(config.unicode)
+    out = np.empty(len(raw.chars) * rule.growth + 1, np.uint32)
+    documents = np.zeros(len(raw.documents), np.int64)
+    reasons = np.zeros(len(raw.documents) - 1, np.uint8)
+    least, count = max(1, config.min_characters), len(reasons)
+    d = kept = 0
+    while d < count:
+        treated = (rule.kinds, rule.places, rule.others)
+        d, kept = _clean(raw.chars, raw.documents, d, *treated, least, out, documents, kept, reasons)
+        if d < count:  # an odd one
+            shown = _in_form(raw.chars[raw.documents[d] : raw.documents[d + 1]], rule, config.unicode)
+            left = int(raw.documents[-1] - raw.documents[d + 1]) * rule.growth
+            used = int(documents[kept])
+            if used + len(shown) + left > len(out):
+                out = np.concatenate([out[:used], np.empty(len(shown) * 2 + left, np.uint32)])
+            plain, one = _already_in_form(), np.array([0, len(shown)], np.int64)
+            treated = (plain.kinds, plain.places, plain.others)
+            _, kept = _clean(shown, one, 0, *treated, least, out, documents, kept, reasons[d : d + 1])
+            d += 1
+    cleaned = Stream(out[: documents[kept]], documents[: kept + 1].copy())
+    found = np.bincount(reasons, minlength=len(REASONS)).tolist()
+    dropped = Counter({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
+    return _with_long_units(cleaned, config, dropped), dropped
 
 
-def units(text: str, config: CleanConfig) -> list[str]:
-    """What sequences are put together from: the lines of a cleaned text, or its sentences.
+def _in_form(chars: Chars, rule: Table, form: Any) -> Chars:
+    """The Unicode form of ``chars`` without the invisible ones."""
+    return code_points(unicodedata.normalize(form, decoded(chars[rule.kinds[chars] != _HIDDEN])))
 
-    Joined they give ``text`` without its newlines; none is empty. Short ones are still among them.
+
+def _with_long_units(stream: Stream, config: CleanConfig, dropped: Counter[str]) -> Stream:
+    """The documents that have a unit of ``config.min_unit_characters``; the others are counted in ``dropped``."""
+    count = len(stream.documents) - 1
+    if not config.min_unit_characters or not count:
+        return stream
+    begins, ends, firsts = cut(stream, config)
+    keep = np.maximum.reduceat(ends - begins, firsts[:-1]) >= config.min_unit_characters
+    if keep.all():
+        return stream
+    dropped["short_units"] += int(count - keep.sum())
+    return select(stream, keep)
+
+
+def select(stream: Stream, keep: NDArray[np.bool_]) -> Stream:
+    """The documents of ``stream`` for which ``keep`` (bool [d]) is true."""
+    lengths = np.diff(stream.documents)
+    ends = np.zeros(int(keep.sum()) + 1, np.int64)
+    np.cumsum(lengths[keep], out=ends[1:])
+    return Stream(stream.chars[np.repeat(keep, lengths)], ends)
+
+
+@njit(cache=True, nogil=True)
+def _clean(
+    chars: Any,
+    ends: Any,
+    d: int,
+    kinds: Any,
+    places: Any,
+    others: Any,
+    least: int,
+    out: Any,
+    documents: Any,
+    kept: int,
+    reasons: Any,
+) -> Any:
+    """Clean the documents from number ``d`` on, up to the first one that holds an odd character.
+
+    ``out`` holds ``kept`` documents by now, ``documents`` says where. Returns (the number of that document, or how
+    many there are; how many ``out`` holds).
     """
-    return text.split("\n") if config.unit == "line" else sentences(text)
-
-
-def sentences(text: str) -> list[str]:
-    """The lines of a cleaned text, cut after 。！？…!? and the closing quotes and brackets that follow, and after a
-    full stop before a space and a capital (not after initials and titles: J. R. Smith, Dr. Jansen).
-
-    Joined they give ``text`` without its newlines; none is empty. A line without any stop stays whole,
-    however long: sequences are cut to length later.
-    """
-    out: list[str] = []
-    for line in text.split("\n"):
-        start = 0
-        for match in _END.finditer(line):
-            out.append(line[start : match.end()])
-            start = match.end()
-        if start < len(line):
-            out.append(line[start:])
-    return out
+    n = documents[kept]
+    while d < len(ends) - 1:
+        first, pending = n, 0
+        i, stop = ends[d], ends[d + 1]
+        while i < stop:
+            c = chars[i]
+            kind = kinds[c]
+            i += 1
+            if kind == _PLAIN:
+                if pending and n > first:
+                    out[n] = 32 if pending == _SPACE else 10
+                    n += 1
+                pending = 0
+                out[n] = c
+                n += 1
+                while i < stop and kinds[chars[i]] == _PLAIN:
+                    out[n] = chars[i]
+                    n += 1
+                    i += 1
+            elif kind <= _BREAK:
+                pending = max(pending, np.int64(kind))
+            elif kind >= _MAPPED:
+                at = np.int64(places[c])
+                for k in range(at, at + np.int64(kind) - _MAPPED + 1):
+                    if kinds[others[k]] == _SPACE:
+                        pending = max(pending, _SPACE)
+                        continue
+                    if pending and n > first:
+                        out[n] = 32 if pending == _SPACE else 10
+                        n += 1
+                    pending = 0
+                    out[n] = others[k]
+                    n += 1
+            elif kind == _ODD:
+                return d, kept
+        reasons[d] = 0 if n - first >= least else (2 if n > first else 1)
+        if reasons[d]:
+            n = first
+        else:
+            kept += 1
+            documents[kept] = n
+        d += 1
+    return d, kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,17 @@ class Segmenter(Protocol):
     def word_starts(self, text: str) -> npt.NDArray[np.bool_]:
         """bool [len(text)]: the character begins a word."""
         ...
+
+    def starts(self, chars: npt.NDArray[np.uint32], documents: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """bool [N]: the character begins a word. Of many documents at once.
+
+        Args:
+            chars: uint32 [N], the code points of the documents, one document after another.
+            documents: int64 [d + 1], where each begins, and the end.
+        """
+        text = chars.tobytes().decode("utf-32-le")
+        found = [self.word_starts(text[a:b]) for a, b in pairwise(documents.tolist())]
+        return np.concatenate([np.zeros(0, np.bool_), *found])
 
     def describe(self) -> dict[str, str]:
         """``name``, ``version`` and ``hash`` (of the dictionary): what the boundaries depend on."""
@@ -52,7 +64,7 @@ def describe_segmenter(config: SegmentConfig) -> dict[str, str]:
 
 
 @SEGMENTERS.add("rjieba")
-class RjiebaSegmenter:
+class RjiebaSegmenter(Segmenter):
     """jieba's dictionary and hidden Markov model, in Rust."""
 
     def __init__(self, config: SegmentConfig) -> None:
@@ -111,7 +123,7 @@ _RUN = re.compile(f"[^\\W{_HAN}](?:[^\\W{_HAN}]|[\u0300-\u036f])+")
 
 
 @SEGMENTERS.add("none")
-class NoSegmenter:
+class NoSegmenter(Segmenter):
     """Every character is a word, except in runs of letters and digits that are not Chinese."""
 
     def __init__(self, config: SegmentConfig) -> None:

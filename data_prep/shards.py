@@ -15,7 +15,7 @@ import shutil
 import struct
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 MEGATRON_CODES = {"uint16": 8, "uint32": 4}
 FORMAT = 1
 SPLITS = ("train", "held_out")
+_POINTERS = 1 << 20
+"""Of an index, written at a time."""
 
 
 # ---------------------------------------------------------------- writing
@@ -78,42 +80,53 @@ class ShardWriter:
 
 @dataclass
 class SplitWriter:
-    """Tokens of one split, appended sentence by sentence; memory is bounded by the sentence index."""
+    """Tokens of one split, appended by batches; memory is bounded by the sentence index."""
 
     folder: Path
     dtype: np.dtype[Any]
-    lengths: list[int] = field(default_factory=list)
-    documents: list[int] = field(default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
         self._tokens: BinaryIO = (self.folder / "tokens.bin").open("wb")
         self._words: BinaryIO = (self.folder / "words.bits").open("wb")
         self._bits = np.zeros(0, np.bool_)
+        self._lengths = [np.zeros(0, "<i4")]
+        self._documents = [np.zeros(1, "<i8")]
 
-    def add_document(self, sentences: list[tuple[NDArray[np.integer], NDArray[np.bool_]]]) -> None:
-        """Append the (ids, continuation bits) of a document's sentences; empty sentences are left out."""
-        kept = [(ids, bits) for ids, bits in sentences if len(ids)]
-        if not kept:
-            return
-        ids = np.concatenate([ids for ids, _ in kept])
-        bits = np.concatenate([self._bits, *(bits for _, bits in kept)])
-        self._tokens.write(ids.astype(self.dtype.newbyteorder("<")).tobytes())
-        whole = len(bits) // 8 * 8  # bits are packed by eights; the rest waits for the next document
-        self._words.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+    def add(
+        self,
+        ids: NDArray[np.integer],
+        continues: NDArray[np.bool_],
+        lengths: NDArray[np.integer],
+        documents: NDArray[np.integer],
+    ) -> None:
+        """Append documents.
+
+        Args:
+            ids, continues: [T], tokens and their continuation bits.
+            lengths: [s], tokens of each sentence; none is 0.
+            documents: [d], sentences of each document; none is 0.
+        """
+        self._tokens.write(np.ascontiguousarray(ids, self.dtype.newbyteorder("<")).data)
+        bits = np.concatenate([self._bits, continues])
+        whole = len(bits) // 8 * 8  # bits are packed by eights; the rest waits for the next documents
+        self._words.write(np.packbits(bits[:whole], bitorder="little").data)
         self._bits = bits[whole:]
-        self.lengths += [len(ids) for ids, _ in kept]
-        self.documents.append(len(self.lengths))
+        self._lengths.append(lengths.astype("<i4"))
+        self._documents.append((self._documents[-1][-1] + np.cumsum(documents)).astype("<i8"))
+        if not len(documents):
+            self._documents.pop()
 
     def close(self) -> None:
         """Flush the tokens and write the index; harmless when called again."""
         if self._tokens.closed:
             return
-        self._words.write(np.packbits(self._bits, bitorder="little").tobytes())
+        self._words.write(np.packbits(self._bits, bitorder="little").data)
         self._tokens.close()
         self._words.close()
         if self.folder.exists():
-            write_index(self.folder / "tokens.idx", self.dtype, self.lengths, self.documents)
+            lengths, documents = np.concatenate(self._lengths), np.concatenate(self._documents)
+            write_index(self.folder / "tokens.idx", self.dtype, lengths, documents)
 
     def abandon(self) -> None:
         """Close the files whatever is in them: on a full disk, what is still buffered cannot be written either."""
@@ -122,16 +135,18 @@ class SplitWriter:
                 file.close()
 
 
-def write_index(path: Path, dtype: np.dtype[Any], lengths: list[int], documents: list[int]) -> None:
+def write_index(path: Path, dtype: np.dtype[Any], lengths: NDArray[np.integer], documents: NDArray[np.integer]) -> None:
     """A Megatron ``.idx``: sentence lengths, their byte positions, and where documents begin."""
-    sizes = np.asarray(lengths, "<i4")
-    pointers = np.zeros(len(sizes), "<i8")
-    if len(sizes):
-        pointers[1:] = np.cumsum(sizes[:-1], dtype=np.int64) * dtype.itemsize
     with path.open("wb") as file:
         file.write(MAGIC)
-        file.write(struct.pack("<QBQQ", 1, MEGATRON_CODES[dtype.name], len(sizes), len(documents)))
-        file.write(sizes.tobytes() + pointers.tobytes() + np.asarray(documents, "<i8").tobytes())
+        file.write(struct.pack("<QBQQ", 1, MEGATRON_CODES[dtype.name], len(lengths), len(documents)))
+        file.write(np.ascontiguousarray(lengths, "<i4").data)
+        position = 0
+        for begin in range(0, len(lengths), _POINTERS):
+            ends = position + np.cumsum(lengths[begin : begin + _POINTERS], dtype="<i8") * dtype.itemsize
+            file.write(np.concatenate([np.array([position], "<i8"), ends[:-1]]).data)
+            position = int(ends[-1])
+        file.write(np.ascontiguousarray(documents, "<i8").data)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

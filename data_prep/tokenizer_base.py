@@ -6,6 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,28 @@ class Tokenizer(ABC):
         Raises:
             DataError: a sentence is not valid Unicode (a lone surrogate).
         """
+
+    def encode_stream(
+        self, chars: npt.NDArray[np.uint32], units: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Many units at once: (ids [T] in ``dtype``, their places int64 [T] in ``chars``, tokens of each unit int64 [u]).
+
+        Args:
+            chars: uint32 [N], code points; unit i is ``chars[units[i]:units[i + 1]]``.
+            units: int64 [u + 1].
+
+        Raises:
+            DataError: a unit is not valid Unicode (a lone surrogate).
+        """
+        try:
+            text = chars.tobytes().decode("utf-32-le")
+        except UnicodeDecodeError as error:
+            raise DataError(f"A text to be tokenized is not valid Unicode: {error}.") from None
+        encoded = self.encode([text[a:b] for a, b in pairwise(units.tolist())])
+        counts = np.fromiter((len(ids) for ids, _ in encoded), np.int64, len(encoded))
+        ids = np.concatenate([np.zeros(0, self.dtype), *(ids for ids, _ in encoded)])
+        places = np.concatenate([np.zeros(0, np.int64), *(starts for _, starts in encoded)])
+        return ids, places + np.repeat(units[:-1], counts), counts
 
     @abstractmethod
     def save(self, folder: Path) -> None:

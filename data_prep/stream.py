@@ -1,0 +1,105 @@
+"""Texts between reading and writing: streams of code points, not Python objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xxhash
+from numba import njit
+from numpy.typing import NDArray
+
+Chars = NDArray[np.uint32]
+Ints = NDArray[np.int64]
+
+_MASK_64 = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Some documents, one after another.
+
+    ``chars``: uint32 [N], code points; ``documents``: int64 [d + 1], document i is
+    ``chars[documents[i]:documents[i + 1]]``. In cleaned text a ``\\n`` stands between the lines of a document, and
+    none at its end.
+    """
+
+    chars: Chars
+    documents: Ints
+
+    def texts(self) -> Iterator[str]:
+        """The documents as strings."""
+        text = decoded(self.chars)
+        return (text[a:b] for a, b in pairwise(self.documents.tolist()))
+
+    def utf8(self) -> tuple[NDArray[np.uint8], Ints]:
+        """(uint8 [n], the UTF-8 bytes of all documents; int64 [d + 1], where each begins in them).
+
+        There must be no surrogates among ``chars``: cleaned text has none.
+        """
+        out = np.empty(4 * len(self.chars), np.uint8)
+        ends = np.empty(len(self.documents), np.int64)
+        size = _utf8(self.chars, self.documents, out, ends)
+        return out[:size], ends
+
+    def hashes(self, seed: int) -> tuple[NDArray[np.uint64], int]:
+        """(uint64 [d], xxh3-64 of each document's UTF-8 bytes under ``seed``; how many bytes there are)."""
+        content, ends = self.utf8()
+        view, digest = memoryview(content), xxhash.xxh3_64_intdigest
+        seed &= _MASK_64
+        found = [digest(view[a:b], seed) for a, b in pairwise(ends.tolist())]
+        return np.array(found, np.uint64), len(content)
+
+
+def code_points(text: str) -> Chars:
+    """uint32 [len(text)]; read-only. Lone surrogates come through."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def decoded(chars: Chars) -> str:
+    """The text of ``chars``.
+
+    Raises:
+        UnicodeDecodeError: there is a surrogate among them.
+    """
+    return chars.tobytes().decode("utf-32-le")
+
+
+def raw_stream(texts: Sequence[str]) -> Stream:
+    """``texts`` as they are, as one stream."""
+    ends = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=ends[1:])
+    return Stream(code_points("".join(texts)), ends)
+
+
+@njit(cache=True, nogil=True)
+def _utf8(chars: Any, documents: Any, out: Any, ends: Any) -> Any:
+    """Fill ``out`` with the UTF-8 bytes of ``chars``, ``ends`` with where documents begin; returns their number."""
+    n = 0
+    ends[0] = 0
+    for d in range(len(documents) - 1):
+        for i in range(documents[d], documents[d + 1]):
+            c = chars[i]
+            if c < 0x80:
+                out[n] = c
+                n += 1
+            elif c < 0x800:
+                out[n] = 0xC0 | (c >> 6)
+                out[n + 1] = 0x80 | (c & 0x3F)
+                n += 2
+            elif c < 0x10000:
+                out[n] = 0xE0 | (c >> 12)
+                out[n + 1] = 0x80 | ((c >> 6) & 0x3F)
+                out[n + 2] = 0x80 | (c & 0x3F)
+                n += 3
+            else:
+                out[n] = 0xF0 | (c >> 18)
+                out[n + 1] = 0x80 | ((c >> 12) & 0x3F)
+                out[n + 2] = 0x80 | ((c >> 6) & 0x3F)
+                out[n + 3] = 0x80 | (c & 0x3F)
+                n += 4
+        ends[d + 1] = n
+    return n

@@ -1,0 +1,62 @@
+"""Cleaning and sentences by regular expressions, text by text: the definition that the kernels are held to."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from data_prep.config import CleanConfig
+
+INVISIBLE = re.compile(
+    "["
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad"
+    "\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U0001fffe\U0001ffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
+    "]+"
+)
+BREAK = re.compile("\r\n?|[\v\f\x1c-\x1f\x85\u2028\u2029]")
+SPACES = re.compile(r"[^\S\n]{2,}|[^\S\n ]")
+EDGES = re.compile(r" *\n[\n ]*")
+
+CLOSERS = "”’\"'）)】」』》〉］\\]｝}〕〗〙〛＂＇»›﹂﹄"
+STOPS = "。！？…｡"
+OPENERS = "“‘„«\"'(\\["
+DOT = (
+    r"(?<!\s)(?<!\b\w)(?i:(?<!\b(?:dr|mr|ir|ds|st|nr|no|mw|ms))(?<!\b(?:dhr|drs|ing|mrs))(?<!\b(?:prof|mevr|bijv)))"
+    rf"\.(?=[{CLOSERS}]*\s[{OPENERS}]*[A-ZÀ-ÖØ-Þ])"
+)
+END = re.compile(f"(?:(?:[{STOPS}]|[!?](?=[!?{CLOSERS}\\s]|[^\x00-\x7f]|$))+|{DOT})[{CLOSERS}]*")
+
+
+def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
+    """``(text, "")``, or ``(None, reason)``."""
+    text = BREAK.sub("\n", INVISIBLE.sub("", text))
+    if config.unicode != "none":
+        text = unicodedata.normalize(config.unicode, text)
+    text = EDGES.sub("\n", SPACES.sub(" ", text)).strip(" \n")
+    if not text:
+        return None, "empty"
+    if len(text) < config.min_characters:
+        return None, "too_short"
+    if config.min_unit_characters and max(map(len, units(text, config))) < config.min_unit_characters:
+        return None, "short_units"
+    return text, ""
+
+
+def units(text: str, config: CleanConfig) -> list[str]:
+    return text.split("\n") if config.unit == "line" else sentences(text)
+
+
+def sentences(text: str) -> list[str]:
+    out: list[str] = []
+    for line in text.split("\n"):
+        start = 0
+        for match in END.finditer(line):
+            out.append(line[start : match.end()])
+            start = match.end()
+        if start < len(line):
+            out.append(line[start:])
+    return out

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import compress, islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
-from data_prep.clean import clean, units
-from data_prep.config import CleanConfig, DataConfig
+from data_prep.clean import clean
+from data_prep.config import DataConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
 from data_prep.documents import Block, Counts
+from data_prep.encode import encode
 from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
-from data_prep.segment import Segmenter, open_segmenter
+from data_prep.segment import open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
+from data_prep.stream import Stream, raw_stream
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 from data_prep.variants import VARIANTS, Sequences, Units
 
-BATCH = 64
-"""Documents that are tokenised together."""
-CHUNK = 20_000
-"""Sequences whose masks are drawn together."""
+BATCH = 1 << 18
+"""Characters that are prepared together: what travels between the steps stays in the processor's cache."""
+CHUNK = 1 << 20
+"""Tokens (of whole sequences) whose masks are drawn together."""
 
 Ints = NDArray[np.int64]
 
@@ -48,30 +49,38 @@ class Task:
     """Documents whose hash (64 bits) is below this are held out."""
 
 
-def document_hash(text: str, seed: int) -> int:
-    """64 bits of the cleaned text and the data's seed: decides the split, wherever the document stands."""
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=seed & 0xFFFFFFFFFFFFFFFF)
-
-
-def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) -> Iterator[str]:
-    """The cleaned texts of a block; what is dropped is counted by reason.
+def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) -> Iterator[Stream]:
+    """The cleaned texts of a block, many at a time; what is dropped is counted by reason.
 
     Raises:
         DataError: the system cannot read on. (As an ``OSError`` it would pass for one met while writing.)
     """
     try:
-        for document in reader.documents(block, counts):
-            text, reason = clean(document.text, config.clean)
-            if text is None:
-                counts["documents"] -= 1  # the reader counted it as read
-                counts.drop(reason)
-            else:
-                yield text
+        for texts in batches(reader.texts(block, counts)):
+            stream, dropped = clean(raw_stream(texts), config.clean)
+            for reason, n in dropped.items():
+                counts[f"dropped_{reason}"] += n
+                counts["documents"] -= n  # the reader counted them as read
+            yield stream
     except OSError as error:
         raise DataError(
             f"Cannot read {block.path}: {error.strerror or error}. Check the disk, and start again: finished shards "
             "are kept."
         ) from error
+
+
+def batches(texts: Iterable[list[str]]) -> Iterator[list[str]]:
+    """``texts`` joined to lists of about ``BATCH`` characters."""
+    held, size = list[str](), 0
+    for some in texts:
+        for text in some:
+            held.append(text)
+            size += len(text)
+            if size >= BATCH:
+                yield held
+                held, size = [], 0
+    if held:
+        yield held
 
 
 def prepare_block(task: Task) -> dict[str, Any]:
@@ -80,14 +89,15 @@ def prepare_block(task: Task) -> dict[str, Any]:
     tokenizer = open_tokenizer(task.data / "tokenizer", config.tokenizer)
     segmenter = open_segmenter(config.segment)
     with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
-        texts = cleaned(config, task.reader, task.block, counts)
-        while batch := list(islice(texts, BATCH)):
-            encoded = encode(batch, tokenizer, segmenter, config.clean, counts)
-            for text, document in zip(batch, encoded, strict=True):
-                held_out = document_hash(text, config.seed) < task.held_out_below
-                writer.splits["held_out" if held_out else "train"].add_document(document)
-                counts["characters"] += len(text)
-                counts["bytes"] += len(text.encode("utf-8"))
+        for stream in cleaned(config, task.reader, task.block, counts):
+            encoded = encode(stream, tokenizer, segmenter, config.clean)
+            hashes, size = stream.hashes(config.seed)
+            held_out = hashes < np.uint64(task.held_out_below)
+            writer.splits["train"].add(*encoded.chosen(~held_out))
+            writer.splits["held_out"].add(*encoded.chosen(held_out))
+            counts["short_units"] += encoded.short
+            counts["characters"] += len(stream.chars)
+            counts["bytes"] += size
         splits = {}
         for name in SPLITS:
             split = writer.splits[name]
@@ -96,37 +106,6 @@ def prepare_block(task: Task) -> dict[str, Any]:
         facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), "splits": splits}
         writer.finish(facts)
     return facts
-
-
-def encode(
-    texts: list[str], tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig, counts: Counts
-) -> list[list[tuple[NDArray[np.integer], NDArray[np.bool_]]]]:
-    """For each text its units as (ids, continuation bits); those that are too short are left out and counted.
-
-    Words are cut in the whole text, so that the segmenter sees context; a token continues a word when it begins
-    at a character that begins none, or at the same character as the token before it.
-    """
-    cut = [units(text, rule) for text in texts]
-    long_enough = [[len(unit) >= rule.min_unit_characters for unit in document] for document in cut]
-    kept = [u for document, keep in zip(cut, long_enough, strict=True) for u in compress(document, keep)]
-    counts["short_units"] += sum(map(len, cut)) - len(kept)
-    encoded = iter(tokenizer.encode(kept))
-    out = []
-    for text, document, keep in zip(texts, cut, long_enough, strict=True):
-        code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        starts = segmenter.word_starts(text)[code_points != ord("\n")]
-        at = 0
-        parts = []
-        for unit, wanted in zip(document, keep, strict=True):
-            if wanted:
-                ids, offsets = next(encoded)
-                continues = ~starts[at + offsets]
-                continues[1:] |= offsets[1:] == offsets[:-1]
-                continues[:1] = False
-                parts.append((ids, continues))
-            at += len(unit)
-        out.append(parts)
-    return out
 
 
 def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -170,6 +149,14 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     }
 
 
+def chunks(sequences: Sequences, tokens: int) -> list[int]:
+    """Where runs of sequences of about ``tokens`` tokens begin, and the end."""
+    ends = np.cumsum(sequences.pieces[:, 1])[sequences.offsets[1:] - 1]
+    n = len(ends)
+    total = int(ends[-1]) if n else 0
+    return sorted({0, n, *np.searchsorted(ends, np.arange(tokens, total, tokens)).tolist()})
+
+
 def write_masks(
     folder: Path,
     sequences: Sequences,
@@ -180,12 +167,11 @@ def write_masks(
 ) -> int:
     """Draw and store one view (``key``: seed, view, id of sequence 0); returns how many tokens it masks."""
     seed, view, base = key
-    n = len(sequences.offsets) - 1
     folder.mkdir(parents=True)
     counts = [np.zeros(0, np.int64)]
     with (folder / "positions.bin").open("wb") as positions, (folder / "ids.bin").open("wb") as ids:
-        for begin in range(0, n, CHUNK):
-            local = np.arange(begin, min(begin + CHUNK, n), dtype=np.int64)
+        for begin, end in pairwise(chunks(sequences, CHUNK)):
+            local = np.arange(begin, end, dtype=np.int64)
             first, last = sequences.offsets[local], sequences.offsets[local + 1]
             pieces = sequences.pieces[spread(first, last - first)]
             where, inner = spread(pieces[:, 0], pieces[:, 1]), offsets_of(pieces[:, 1])

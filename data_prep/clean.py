@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numba import njit
@@ -35,6 +35,9 @@ _PLAIN, _SPACE, _BREAK, _HIDDEN, _ODD, _MAPPED = 0, 1, 2, 3, 4, 5
 _LONGEST = 3
 REASONS = ("", "empty", "too_short", "short_units")
 """Why a document is dropped (``short_units``: none of its units is long enough); the code is the place here."""
+
+
+Form = Literal["none", "NFC", "NFKC"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def _layout() -> NDArray[np.uint8]:
 
 
 @cache
-def table(form: str) -> Table:
+def table(form: Form) -> Table:
     """The table of a Unicode form: ``none``, ``NFC`` or ``NFKC``.
 
     A character is odd when the form of a text that holds it is not put together from those of its characters: one
@@ -100,7 +103,7 @@ def table(form: str) -> Table:
     return Table(kinds, places, np.array([*others, 0], np.uint32))
 
 
-def _room(form: str) -> int:
+def _room(form: Form) -> int:
     """How many characters may stand for one: more are rare, and would need memory for the worst case."""
     return _LONGEST if form == "NFKC" else 1
 
@@ -155,8 +158,9 @@ def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counter[str]]:
     return _with_long_units(cleaned, config, dropped), dropped
 
 
-def _in_form(chars: Chars, rule: Table, form: Any) -> Chars:
+def _in_form(chars: Chars, rule: Table, form: Form) -> Chars:
     """The Unicode form of ``chars`` without the invisible ones."""
+    assert form != "none", "nothing is odd then"
     return code_points(unicodedata.normalize(form, decoded(chars[rule.kinds[chars] != _HIDDEN])))
 
 
@@ -202,7 +206,7 @@ def _clean(
     """
     n = documents[kept]
     while d < len(ends) - 1:
-        first, pending = n, 0
+        first, pending = n, np.uint8(0)
         i, stop = ends[d], ends[d + 1]
         while i < stop:
             c = chars[i]
@@ -212,7 +216,7 @@ def _clean(
                 if pending and n > first:
                     out[n] = 32 if pending == _SPACE else 10
                     n += 1
-                pending = 0
+                pending = _PLAIN
                 out[n] = c
                 n += 1
                 while i < stop and kinds[chars[i]] == _PLAIN:
@@ -220,17 +224,17 @@ def _clean(
                     n += 1
                     i += 1
             elif kind <= _BREAK:
-                pending = max(pending, np.int64(kind))
+                pending = kind if kind > pending else pending
             elif kind >= _MAPPED:
                 at = np.int64(places[c])
                 for k in range(at, at + np.int64(kind) - _MAPPED + 1):
                     if kinds[others[k]] == _SPACE:
-                        pending = max(pending, _SPACE)
+                        pending = _SPACE if pending == 0 else pending
                         continue
                     if pending and n > first:
                         out[n] = 32 if pending == _SPACE else 10
                         n += 1
-                    pending = 0
+                    pending = _PLAIN
                     out[n] = others[k]
                     n += 1
             elif kind == _ODD:

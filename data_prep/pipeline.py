@@ -25,7 +25,7 @@ import numpy as np
 from configs.errors import DataError, OutputError, output_error
 from configs.loader import differences
 from configs.loader import identity as identity_of
-from data_prep.block import Task, cleaned, document_hash, prepare_block
+from data_prep.block import Task, cleaned, prepare_block
 from data_prep.config import DataConfig
 from data_prep.corpus import Corpus
 from data_prep.documents import Block, Counts
@@ -171,7 +171,8 @@ def all_texts(config: DataConfig, readers: list[Reader]) -> Iterator[str]:
     """Cleaned texts from the beginning of the corpus."""
     for reader in readers:
         for block in reader.blocks(1 << 40):
-            yield from cleaned(config, reader, block, Counts())
+            for stream in cleaned(config, reader, block, Counts()):
+                yield from stream.texts()
 
 
 def held_out_threshold(config: DataConfig, blocks: list[tuple[Reader, Block]]) -> int:
@@ -185,7 +186,8 @@ def held_out_threshold(config: DataConfig, blocks: list[tuple[Reader, Block]]) -
     if any(not os.path.isfile(p) for p in paths) or sum(os.path.getsize(p) for p in paths) > SMALL_CORPUS_BYTES:
         return share
     counts = Counts()
-    hashes = sorted({document_hash(t, config.seed) for r, b in blocks for t in cleaned(config, r, b, counts)})
+    streams = (stream for reader, block in blocks for stream in cleaned(config, reader, block, counts))
+    hashes: list[int] = sorted({key for stream in streams for key in stream.hashes(config.seed)[0].tolist()})
     if len(hashes) < 2:
         dropped = ", ".join(f"{n} {reason}" for reason, n in counts.dropped.items()) or "nothing dropped"
         raise DataError(

@@ -120,22 +120,19 @@ def _abbreviated(chars: Any, at: int, begin: int, kinds: Any, small: Any, titles
         return True
     if not before & _WORD:
         return False
-    code, length = 0, 0
+    code, length = np.int64(0), 0
     while at - length > begin and kinds[chars[at - 1 - length]] & _WORD:
         c = chars[at - 1 - length]
         length += 1
         if length > _LONGEST:
             return False
-        letter = np.int64(small[c]) if c < len(small) else 0
+        letter = np.int64(small[c]) if c < len(small) else np.int64(0)
         code |= letter << (8 * (length - 1))
         if letter == 0:
             code |= 1 << 62  # not a title, whatever else it holds
     if length == 1:
         return True
-    for title in titles:
-        if title == code:
-            return True
-    return False
+    return bool((titles == code).any())
 
 
 @njit(cache=True, nogil=True)

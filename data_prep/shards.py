@@ -107,6 +107,8 @@ class SplitWriter:
             lengths: [s], tokens of each sentence; none is 0.
             documents: [d], sentences of each document; none is 0.
         """
+        if not len(documents):
+            return
         self._tokens.write(np.ascontiguousarray(ids, self.dtype.newbyteorder("<")).data)
         bits = np.concatenate([self._bits, continues])
         whole = len(bits) // 8 * 8  # bits are packed by eights; the rest waits for the next documents
@@ -114,8 +116,6 @@ class SplitWriter:
         self._bits = bits[whole:]
         self._lengths.append(lengths.astype("<i4"))
         self._documents.append((self._documents[-1][-1] + np.cumsum(documents)).astype("<i8"))
-        if not len(documents):
-            self._documents.pop()
 
     def close(self) -> None:
         """Flush the tokens and write the index; harmless when called again."""

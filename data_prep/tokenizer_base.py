@@ -100,11 +100,14 @@ class Tokenizer(ABC):
     def encode_stream(
         self, chars: npt.NDArray[np.uint32], units: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Many units at once: (ids [T] in ``dtype``, their places int64 [T] in ``chars``, tokens of each unit int64 [u]).
+        """Many units at once.
 
         Args:
             chars: uint32 [N], code points; unit i is ``chars[units[i]:units[i + 1]]``.
             units: int64 [u + 1].
+
+        Returns:
+            ids [T] (``dtype``); where in ``chars`` each begins, int64 [T]; how many each unit has, int64 [u].
 
         Raises:
             DataError: a unit is not valid Unicode (a lone surrogate).

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from configs.errors import DataError
-from data_prep.clean import sentences
 from data_prep.config import TokenizerConfig
+from data_prep.sentences import sentences
 from data_prep.tokenizer_base import SPECIALS, library
 from data_prep.tokenizer_bpe import BPE_SPECIALS, BpeTokenizer
 from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece

@@ -9,12 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.clean import clean, sentences
 from data_prep.config import CleanConfig
+from data_prep.sentences import sentences
+from tests.data_prep import plain
+from tests.data_prep import streams as ours
 
 ANY = CleanConfig(min_characters=0)
 Form = Literal["none", "NFC", "NFKC"]
 FORMS: list[Form] = ["none", "NFC", "NFKC"]
+
+
+def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
+    """What becomes of one text, or why it is dropped."""
+    texts, dropped = ours.cleaned([text], config)
+    assert len(texts) + sum(dropped.values()) == 1
+    return (texts[0], "") if texts else (None, *dropped)
 
 
 def cleaned(text: str, form: Form = "NFC") -> str | None:
@@ -102,3 +111,49 @@ def test_sentences_lose_nothing(text: str) -> None:
     assert "".join(cut) == text.replace("\n", "")
     assert all(cut)
     assert not any("\n" in sentence for sentence in cut)
+
+
+# ---------------------------------------------------------------- the kernels and their definition
+
+CONFIGS = [
+    CleanConfig(min_characters=0),
+    CleanConfig(unicode="NFKC", min_characters=5),
+    CleanConfig(unicode="none", min_unit_characters=4),
+    CleanConfig(unit="line", min_unit_characters=6),
+]
+CHARACTERS = (
+    "abAÉé1。！!?….”(“ \n\u3000，か字각ſßİı①𠀀ﬁ℡㎡ﷺ\r\u2028\u200b\ufe0f\ud800\u0301\u0323\u1100\u1161\u11a8"
+    "\u3099\u212b\ufa0e\uf900\u2000\u0958\u00b4\U000e0001"
+)
+WORDS = [". ", "’)", "\r\n", "Dr", "mſ", "prof", "bijv", "xdr", "No", " İr"]
+MEETING = st.sampled_from([*CHARACTERS, *WORDS])
+
+
+def agree(texts: list[str], config: CleanConfig) -> None:
+    right = [plain.clean(text, config) for text in texts]
+    kept = [text for text, _ in right if text is not None]
+    reasons = [reason for _, reason in right if reason]
+    assert ours.cleaned(texts, config) == (kept, {reason: reasons.count(reason) for reason in set(reasons)})
+    assert ours.units(kept, config) == [plain.units(text, config) for text in kept]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.lists(MEETING, max_size=12).map("".join) | st.text(max_size=12), max_size=6), st.sampled_from(CONFIGS)
+)
+def test_as_by_regular_expressions(texts: list[str], config: CleanConfig) -> None:
+    agree(texts, config)
+
+
+def telling(character: str) -> bool:
+    decomposed = unicodedata.decomposition(character) != "" and not "가" <= character <= "힣"
+    return character < "\u0400" or decomposed or unicodedata.category(character) not in ("Lo", "So", "Cn", "Co", "Cs")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_character_as_by_regular_expressions(form: Form) -> None:
+    planes = [range(0x32000), range(0xE0000, 0xE0100), range(0xF0000, 0xF0010), range(0x10FFF0, 0x110000)]
+    # Of the many that are letters and nothing else, some are enough.
+    own = [c for plane in planes for c in plane if c % 67 == 0 or telling(chr(c))]
+    around = "{}a{}\u1100{}\u11a8 中{}\u0301\nA{}. B dr{}. C!{}x"
+    agree([around.replace("{}", chr(c)) for c in own], CleanConfig(unicode=form))

@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError
-from data_prep.block import encode
-from data_prep.clean import clean
 from data_prep.corpus import Corpus
 from data_prep.documents import Counts
 from data_prep.masking import Masks
@@ -18,6 +16,7 @@ from data_prep.pipeline import prepare
 from data_prep.readers import open_sources
 from data_prep.segment import open_segmenter
 from data_prep.tokenizer import open_tokenizer
+from tests.data_prep import plain
 from tests.data_prep.conftest import sample_config
 
 
@@ -39,12 +38,10 @@ def test_holds_the_text_it_was_made_from(sample_corpus: Corpus) -> None:
     for reader in open_sources(config):
         for block in reader.blocks(1 << 30):
             for read in reader.documents(block, Counts()):
-                text, _ = clean(read.text, config.clean)
+                text, _ = plain.clean(read.text, config.clean)
                 assert text is not None
-                (document,) = encode([text], tokenizer, segmenter, config.clean, Counts())
-                ids = np.concatenate([i for i, _ in document])
-                bits = np.concatenate([b for _, b in document])
-                expected.append((ids.tolist(), bits.tolist()))
+                document = plain.encode(text, tokenizer, segmenter, config.clean)
+                expected.append(([t for ids, _ in document for t in ids], [b for _, bits in document for b in bits]))
     found = []
     for split in ("train", "held_out"):
         gathered = sample_corpus.split(split).gather(everything(sample_corpus, split))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs.errors import DataError, OutputError
+from data_prep import shards
 from data_prep.shards import (
     ShardWriter,
     allow_open_files,
@@ -33,10 +34,22 @@ def document(*sizes: int, start: int = 10) -> list[tuple[np.ndarray, np.ndarray]
     return out
 
 
+def add(writer: ShardWriter, *documents: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Into the training split, all at once; empty sentences and documents are left out."""
+    kept = [[pair for pair in one if len(pair[0])] for one in documents]
+    kept = [one for one in kept if one]
+    flat = [pair for one in kept for pair in one]
+    ids = np.concatenate([np.zeros(0, writer.dtype), *(ids.astype(writer.dtype) for ids, _ in flat)])
+    bits = np.concatenate([np.zeros(0, np.bool_), *(bits for _, bits in flat)])
+    lengths, sizes = np.array([len(ids) for ids, _ in flat], np.int32), np.array([len(one) for one in kept], np.int64)
+    writer.splits["train"].add(ids, bits, lengths, sizes)
+
+
 def write(final: Path, documents: list[list[tuple[np.ndarray, np.ndarray]]], dtype: np.dtype = U16) -> Path:
     with ShardWriter(final, dtype) as writer:
-        for one in documents:
-            writer.splits["train"].add_document(one)
+        for one in documents[:2]:
+            add(writer, one)
+        add(writer, *documents[2:])
         for split in writer.splits.values():
             split.close()
         writer.finish({"note": "test"})
@@ -69,6 +82,12 @@ def test_index_is_megatrons(tmp_path: Path, dtype: np.dtype, code: int) -> None:
     assert (folder / "tokens.idx").read_bytes() == expected
 
 
+def test_a_long_index_is_written_by_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (write(tmp_path / "a", [document(3, 5), document(2, 7, 1)]) / "train" / "tokens.idx").read_bytes()
+    monkeypatch.setattr(shards, "_POINTERS", 2)
+    assert (write(tmp_path / "b", [document(3, 5), document(2, 7, 1)]) / "train" / "tokens.idx").read_bytes() == whole
+
+
 def test_an_empty_split_is_sound(tmp_path: Path) -> None:
     folder = write(tmp_path / "s", [])
     assert shard_trouble(folder, thorough=True) == []
@@ -79,7 +98,7 @@ def test_an_empty_split_is_sound(tmp_path: Path) -> None:
 def test_nothing_under_the_final_name_until_finish(tmp_path: Path) -> None:
     def interrupted() -> None:
         with ShardWriter(tmp_path / "s", U16) as writer:
-            writer.splits["train"].add_document(document(4))
+            add(writer, document(4))
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):

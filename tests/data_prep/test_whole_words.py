@@ -15,18 +15,17 @@ import pytest
 import rjieba
 
 from configs.errors import ConfigError, DataError
-from data_prep.block import encode
-from data_prep.clean import sentences
-from data_prep.config import CleanConfig, DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig
+from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig
 from data_prep.corpus import Corpus
-from data_prep.documents import Counts
 from data_prep.pipeline import prepare, verify
 from data_prep.segment import open_segmenter
+from data_prep.sentences import sentences
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 from data_prep.tokenizer_training import train_bpe
 from tests.data_prep.awkward import SAMPLE_LINES, config
 from tests.data_prep.latin import DUTCH, ENGLISH, LETTERS, TEXTS, bpe, bytes_of, only_bytes, shared
+from tests.data_prep.streams import encoded
 
 # ---------------------------------------------------------------- words
 
@@ -53,21 +52,20 @@ def latin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("text", [*DUTCH, *ENGLISH, "\n".join(DUTCH), "We zien 北京大学 en 3D-films, c'est ça."])
 def test_words_of_latin_text_are_whole(latin: Tokenizer, text: str) -> None:
     """A token continues a word exactly when its first character and the one of the token before share a word."""
-    counts = Counts()
-    (document,) = encode([text], latin, open_segmenter(SegmentConfig(kind="none")), CleanConfig(), counts)
+    (document,) = encoded([text], latin, open_segmenter(SegmentConfig(kind="none")))
     for unit, (found, continues) in zip(sentences(text), document, strict=True):
         words = slow_words(unit)
         ((again, starts),) = latin.encode([unit])
-        assert found.tolist() == again.tolist()
+        assert found == again.tolist()
         owners = [words[start] for start in starts.tolist()]
-        assert continues.tolist() == [i > 0 and owners[i] == owners[i - 1] for i in range(len(owners))]
+        assert continues == [i > 0 and owners[i] == owners[i - 1] for i in range(len(owners))]
 
 
 def words_of(tokenizer: Tokenizer, text: str, kind: Any) -> list[str]:
-    (document,) = encode([text], tokenizer, open_segmenter(SegmentConfig(kind=kind)), CleanConfig(), Counts())
+    (document,) = encoded([text], tokenizer, open_segmenter(SegmentConfig(kind=kind)))
     out: list[list[int]] = []
     for found, continues in document:
-        for token, inner in zip(found.tolist(), continues.tolist(), strict=True):
+        for token, inner in zip(found, continues, strict=True):
             if inner:
                 out[-1].append(token)
             else:
@@ -94,7 +92,7 @@ def test_merged_chinese_characters_keep_words_in_order() -> None:
     """Pieces may hold several characters; joined, the words still give the text."""
     segmenter = open_segmenter(SegmentConfig())
     texts = SAMPLE_LINES[:40]
-    for text, document in zip(texts, encode(texts, shared(), segmenter, CleanConfig(), Counts()), strict=True):
+    for text, document in zip(texts, encoded(texts, shared(), segmenter), strict=True):
         for _, continues in document:
             assert not continues[0]
         assert b"".join(bytes_of(shared(), found) for found, _ in document) == text.encode()

@@ -15,9 +15,9 @@ import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from configs.loader import PACKAGED, read_tree
-from data_prep.clean import sentences
 from data_prep.config import DataConfig
 from data_prep.pipeline import prepare
+from data_prep.sentences import sentences
 from tests.data_prep.latin import TEXTS
 from tests.recipes.shrink import TRAINING, shrunken
 

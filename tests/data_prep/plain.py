@@ -1,11 +1,18 @@
-"""Cleaning and sentences by regular expressions, text by text: the definition that the kernels are held to."""
+"""Cleaning, sentences and continuation bits text by text: the definition that the kernels are held to."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
+import numpy as np
+import xxhash
+
 from data_prep.config import CleanConfig
+from data_prep.segment import Segmenter
+from data_prep.tokenizer_base import Tokenizer
+
+Units = list[tuple[list[int], list[bool]]]
 
 INVISIBLE = re.compile(
     "["
@@ -60,3 +67,25 @@ def sentences(text: str) -> list[str]:
         if start < len(line):
             out.append(line[start:])
     return out
+
+
+def encode(text: str, tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig) -> Units:
+    """The units of a cleaned text that are long enough and have tokens, as (ids, continuation bits)."""
+    starts = [s for s, c in zip(segmenter.word_starts(text).tolist(), text, strict=True) if c != "\n"]
+    out, at = [], 0
+    for unit in units(text, rule):
+        ids, places = (found.tolist() for found in tokenizer.encode([unit])[0])
+        bits = [t > 0 and (not starts[at + place] or place == places[t - 1]) for t, place in enumerate(places)]
+        if len(unit) >= rule.min_unit_characters and ids:
+            out.append((ids, bits))
+        at += len(unit)
+    return out
+
+
+def is_held_out(text: str, seed: int, below: int) -> bool:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8"), seed=seed & 0xFFFFFFFFFFFFFFFF) < below
+
+
+def split(lengths: np.ndarray, values: np.ndarray) -> list[list]:
+    """``values`` in runs of ``lengths``."""
+    return [part.tolist() for part in np.split(values, np.cumsum(lengths)[:-1])] if len(lengths) else []

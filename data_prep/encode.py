@@ -1,0 +1,136 @@
+"""Cleaned documents -> tokens and continuation bits, many at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from data_prep.config import CleanConfig
+from data_prep.segment import Segmenter
+from data_prep.sentences import cut
+from data_prep.stream import Ints, Stream
+from data_prep.tokenizer_base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of some documents.
+
+    ``ids``: [T]; ``places``: int64 [T], the character of each token's start; ``counts``: int64 [u], tokens of each
+    unit; ``firsts``: int64 [d + 1], the units of document i are ``firsts[i]:firsts[i + 1]``; ``starts``: bool [N], the
+    character begins a word; ``short``: units that were left out because they are too short.
+    """
+
+    ids: NDArray[np.integer]
+    places: Ints
+    counts: Ints
+    firsts: Ints
+    starts: NDArray[np.bool_]
+    short: int
+
+    def chosen(
+        self, documents: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.integer], NDArray[np.bool_], NDArray[np.int32], Ints]:
+        """What :meth:`data_prep.shards.SplitWriter.add` writes of the ``documents`` (bool [d]) that are true.
+
+        A token continues a word when it begins at a character that begins none, or at the same character as the
+        token before it; the first one of a unit never does. Units and documents without tokens are left out.
+
+        Returns:
+            ids and continuation bits [t], tokens of each unit int32 [s], units of each document int64 [n].
+        """
+        total = int(self.counts[np.repeat(documents, np.diff(self.firsts))].sum())
+        ids, continues = np.empty(total, self.ids.dtype), np.empty(total, np.bool_)
+        lengths, sizes = np.empty(len(self.counts), np.int32), np.empty(len(documents), np.int64)
+        units, kept = _chosen(
+            self.ids, self.places, self.counts, self.firsts, self.starts, documents, ids, continues, lengths, sizes
+        )
+        return ids, continues, lengths[:units], sizes[:kept]
+
+
+def encode(stream: Stream, tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig) -> Encoded:
+    """The units of cleaned documents as tokens; those that are too short are left out.
+
+    Words are cut in whole documents, so that the segmenter sees context.
+    """
+    starts = segmenter.starts(stream.chars, stream.documents)
+    begins, ends, firsts = cut(stream, rule)
+    chars, packed = np.empty(len(stream.chars), np.uint32), np.empty(len(stream.chars), np.bool_)
+    units, kept = np.zeros(len(begins) + 1, np.int64), np.empty(len(firsts), np.int64)
+    least = max(1, rule.min_unit_characters)
+    n = _pack(stream.chars, starts, begins, ends, firsts, least, chars, packed, units, kept)
+    size = int(units[n])
+    ids, places, counts = tokenizer.encode_stream(chars[:size], units[: n + 1])
+    return Encoded(ids, places, counts, kept, packed[:size], len(begins) - n)
+
+
+@njit(cache=True, nogil=True)
+def _pack(
+    chars: Any,
+    starts: Any,
+    begins: Any,
+    ends: Any,
+    firsts: Any,
+    least: int,
+    packed: Any,
+    packed_starts: Any,
+    units: Any,
+    kept: Any,
+) -> Any:
+    """Copy the units of at least ``least`` characters, without the line ends between them; returns their number.
+
+    Fills ``units`` (where each begins) and ``kept`` (the units of each document) beside the characters.
+    """
+    n, u = 0, 0
+    kept[0] = 0
+    for d in range(len(firsts) - 1):
+        for i in range(firsts[d], firsts[d + 1]):
+            if ends[i] - begins[i] >= least:
+                for c in range(begins[i], ends[i]):
+                    packed[n] = chars[c]
+                    packed_starts[n] = starts[c]
+                    n += 1
+                u += 1
+                units[u] = n
+        kept[d + 1] = u
+    return u
+
+
+@njit(cache=True, nogil=True)
+def _chosen(
+    ids: Any,
+    places: Any,
+    counts: Any,
+    firsts: Any,
+    starts: Any,
+    documents: Any,
+    out: Any,
+    continues: Any,
+    lengths: Any,
+    sizes: Any,
+) -> Any:
+    """Fill the arrays of :meth:`Encoded.chosen`; returns (units, documents)."""
+    token, n, units, kept = 0, 0, 0, 0
+    for d in range(len(documents)):
+        before = units
+        for u in range(firsts[d], firsts[d + 1]):
+            stop = token + counts[u]
+            if documents[d] and stop > token:
+                lengths[units] = counts[u]
+                units += 1
+                out[n] = ids[token]
+                continues[n] = False
+                n += 1
+                for t in range(token + 1, stop):
+                    out[n] = ids[t]
+                    continues[n] = not starts[places[t]] or places[t] == places[t - 1]
+                    n += 1
+            token = stop
+        if units > before:
+            sizes[kept] = units - before
+            kept += 1
+    return units, kept

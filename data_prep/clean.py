@@ -206,7 +206,8 @@ def _clean(
     """
     n = documents[kept]
     while d < len(ends) - 1:
-        first, pending = n, np.uint8(0)
+        first = n
+        pending: Any = _PLAIN
         i, stop = ends[d], ends[d + 1]
         while i < stop:
             c = chars[i]

@@ -48,7 +48,7 @@ class Stream:
     def hashes(self, seed: int) -> tuple[NDArray[np.uint64], int]:
         """(uint64 [d], xxh3-64 of each document's UTF-8 bytes under ``seed``; how many bytes there are)."""
         content, ends = self.utf8()
-        view, digest = memoryview(content), xxhash.xxh3_64_intdigest
+        view, digest = content.data, xxhash.xxh3_64_intdigest
         seed &= _MASK_64
         found = [digest(view[a:b], seed) for a, b in pairwise(ends.tolist())]
         return np.array(found, np.uint64), len(content)

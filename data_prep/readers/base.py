@@ -15,7 +15,8 @@ from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
 
 READERS: Registry[type[Reader]] = Registry("kind of source")
-_TEXTS = 64
+TEXTS = 64
+"""Given at a time by :meth:`Reader.texts`."""
 
 
 class Reader(ABC):
@@ -63,11 +64,10 @@ class Reader(ABC):
     def texts(self, block: Block, counts: Counts) -> Iterator[list[str]]:
         """The texts of :meth:`documents` without their ids, some at a time, in the same order and with the same counts.
 
-        A reader may do so faster than by way of documents; a text without any character but white space may come
-        through (cleaning counts it as ``empty``, too).
+        A reader may have a faster way than by documents.
         """
         documents = self.documents(block, counts)
-        while some := [document.text for document in islice(documents, _TEXTS)]:
+        while some := [document.text for document in islice(documents, TEXTS)]:
             yield some
 
     def _document(

@@ -10,7 +10,7 @@ import orjson
 
 from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
-from data_prep.readers.base import READERS, Reader, line_encoding
+from data_prep.readers.base import READERS, TEXTS, Reader, line_encoding
 from data_prep.readers.streams import BOM, Lines, check_file, compression, cut_at_lines, next_line
 
 _BLANK = b" \t\r\n\0"
@@ -38,6 +38,31 @@ class JsonlReader(Reader):
         return [Block(self.index, self.path, start, stop) for start, stop in cuts]
 
     def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
+        for offset, record in self._records(block, counts):
+            document = self._document(record, offset, counts, self.source.text_column)
+            if document is not None:
+                yield document
+
+    def texts(self, block: Block, counts: Counts) -> Iterator[list[str]]:
+        key, found = self.source.text_column, list[str]()
+        for _, record in self._records(block, counts):
+            text = record.get(key) if type(record) is dict else None
+            if type(text) is not str:
+                counts.drop("no_text")
+                continue
+            if not text or text.isspace():
+                counts.drop("empty")
+                continue
+            found.append(text)
+            if len(found) == TEXTS:
+                counts["documents"] += TEXTS
+                yield found
+                found = []
+        counts["documents"] += len(found)
+        yield found
+
+    def _records(self, block: Block, counts: Counts) -> Iterator[tuple[int, Any]]:
+        """The values of the lines that hold one, with their offsets."""
         lines = Lines(self.path, block.start, block.stop)
         for offset, line in lines:
             if line is None:
@@ -52,9 +77,7 @@ class JsonlReader(Reader):
                 if lines.complete:
                     counts.drop(reason)
                 continue
-            document = self._document(record, offset, counts, self.source.text_column)
-            if document is not None:
-                yield document
+            yield offset, record
         if lines.damage or (compression(self.path) and not self._size):
             counts.drop(lines.damage or "truncated_file")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from data_prep.config import SourceConfig
@@ -15,6 +17,10 @@ MAX_DOCUMENT = 16 << 20
 
 # What may stand on a line that counts as blank: ASCII white space and NUL (and a byte order mark).
 _BLANK = b" \t\r\n\v\f\0"
+# The end of a line and the blank lines after it.
+_GAP = re.compile(rb"\n(?:(?:\xef\xbb\xbf)?[ \t\r\v\f\0]*\n)+")
+_READ = 1 << 20
+"""Bytes of a plain file read at a time."""
 
 
 @READERS.add("text")
@@ -56,6 +62,43 @@ class TextReader(Reader):
             yield from self._finish(first, held, counts)
         if lines.damage or (compression(self.path) and not self._size):
             counts.drop(lines.damage or "truncated_file")
+
+    def texts(self, block: Block, counts: Counts) -> Iterator[list[str]]:
+        if compression(self.path):
+            yield from super().texts(block, counts)
+            return
+        position, rest = block.start, b""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(position)
+            while more := file.read(_READ if block.stop is None else max(0, min(_READ, block.stop - position))):
+                # The line end in front makes of blank lines at the beginning a gap like the others.
+                *whole, last = _GAP.split(b"\n" + rest + more)
+                if len(max([*whole, last], key=len)) > MAX_DOCUMENT:
+                    yield from super().texts(replace(block, start=position - len(rest)), counts)
+                    return
+                position, rest = position + len(more), last if whole else last[1:]
+                yield self._decoded(whole, counts)
+        yield self._decoded(_GAP.split(b"\n" + rest + b"\n"), counts)
+
+    def _decoded(self, documents: list[bytes], counts: Counts) -> list[str]:
+        """The texts of documents without blank lines in them, as in :meth:`_finish`."""
+        found: list[str] = []
+        for content in documents:
+            content = content.removeprefix(b"\n").removesuffix(b"\n")
+            if not content:
+                continue
+            try:
+                text = content.decode(self._encoding)
+            except UnicodeDecodeError:
+                found += [document.text for document in self._finish(0, content.split(b"\n"), counts)]
+                continue
+            text = text.replace("\ufeff", "").replace("\r\n", "\n").removesuffix("\r")
+            if text.isspace() or not text:
+                counts.drop("empty")
+            else:
+                found.append(text)
+                counts["documents"] += 1
+        return found
 
     def _finish(self, offset: int, lines: list[bytes], counts: Counts) -> Iterator[Document]:
         try:

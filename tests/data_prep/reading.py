@@ -18,8 +18,12 @@ def sources(*paths: Path | str, **keys: Any) -> list[Reader]:
 
 
 def read(reader: Reader, block_bytes: int = 1 << 30) -> tuple[list[Document], Counts]:
-    counts = Counts()
+    """All documents; the faster way to their texts must agree."""
+    counts, again = Counts(), Counts()
     found = [d for block in reader.blocks(block_bytes) for d in reader.documents(block, counts)]
+    texts = [t for block in reader.blocks(block_bytes) for some in reader.texts(block, again) for t in some]
+    assert texts == [d.text for d in found]
+    assert +again == +counts
     return found, counts
 
 

@@ -338,7 +338,7 @@ def test_too_small_a_disk_is_refused_at_once(tmp_path: Path, monkeypatch: pytest
 def test_an_input_that_cannot_be_read_on_is_not_called_unwritable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, real, calls = small(tmp_path), TextReader.documents, []
+    config, real, calls = small(tmp_path), TextReader.texts, []
 
     def failing(self, block, counts):  # type: ignore[no-untyped-def]
         calls.append(block)
@@ -346,7 +346,7 @@ def test_an_input_that_cannot_be_read_on_is_not_called_unwritable(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(self, block, counts)
 
-    monkeypatch.setattr(TextReader, "documents", failing)
+    monkeypatch.setattr(TextReader, "texts", failing)
     with pytest.raises(DataError, match=r"Cannot read .*b\.txt: Input/output error"):
         prepare(config, tmp_path / "data")
 

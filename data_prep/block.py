@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
 from data_prep.clean import clean
-from data_prep.config import DataConfig
+from data_prep.config import DataConfig, SegmentConfig, TokenizerConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
 from data_prep.documents import Block, Counts
 from data_prep.encode import encode
 from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
-from data_prep.segment import open_segmenter
+from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
 from data_prep.stream import Stream, raw_stream
 from data_prep.tokenizer import open_tokenizer
@@ -83,11 +84,23 @@ def batches(texts: Iterable[list[str]]) -> Iterator[list[str]]:
         yield held
 
 
+def opened(config: DataConfig, folder: Path) -> tuple[Tokenizer, Segmenter]:
+    """The tokenizer in ``folder`` and the segmenter; a process that makes many shards opens them once."""
+    state = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.iterdir()))
+    return _opened(folder, state, config.tokenizer.model_dump_json(), config.segment.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, state: object, tokenizer: str, segment: str) -> tuple[Tokenizer, Segmenter]:
+    del state  # only makes a changed folder another one
+    rule = TokenizerConfig.model_validate_json(tokenizer)
+    return open_tokenizer(folder, rule), open_segmenter(SegmentConfig.model_validate_json(segment))
+
+
 def prepare_block(task: Task) -> dict[str, Any]:
     """Make the shard of ``task`` and put it into place; returns its manifest without the file list."""
     config, counts = task.config, Counts()
-    tokenizer = open_tokenizer(task.data / "tokenizer", config.tokenizer)
-    segmenter = open_segmenter(config.segment)
+    tokenizer, segmenter = opened(config, task.data / "tokenizer")
     with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
         for stream in cleaned(config, task.reader, task.block, counts):
             encoded = encode(stream, tokenizer, segmenter, config.clean)

@@ -254,8 +254,8 @@ def test_killed_anywhere_the_result_is_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for trial in range(4):
         target = tmp_path / f"data-{trial}"
-        # Each start writes the inputs again; with the old times they are the same inputs.
-        times = {p: p.stat() for p in (tmp_path / "a.jsonl.gz", tmp_path / "b.txt")}
+        # Each start writes the inputs again, and may be killed at that; with the old times they are the same inputs.
+        inputs = {p: (p.read_bytes(), p.stat()) for p in (tmp_path / "a.jsonl.gz", tmp_path / "b.txt")}
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, str(script), str(tmp_path), str(target)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -264,7 +264,8 @@ def test_killed_anywhere_the_result_is_the_same(tmp_path: Path) -> None:
         time.sleep(float(rng.uniform(0.0, 0.6)))
         process.kill()
         process.wait()
-        for path, stat in times.items():
+        for path, (content, stat) in inputs.items():
+            path.write_bytes(content)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         prepare(config, target)
         assert {k.split("/")[-1]: v for k, v in tree(target).items()} == {

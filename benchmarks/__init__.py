@@ -1,0 +1,1 @@
+"""Measurements of the project against its bars. Nothing in the packages imports from here."""

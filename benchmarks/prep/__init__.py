@@ -1,0 +1,1 @@
+"""Measurements of preparation: a file for each part, with ``run(texts) -> [(bar, value, unit), ...]``."""

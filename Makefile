@@ -6,7 +6,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-recipes lint typecheck check format clean
+.PHONY: help install quickstart test test-recipes bench-prep lint typecheck check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
 
 test-recipes: install ## Every recipe, made tiny, from text to exported student
 	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes
+
+bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines")
+	@OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS)
 
 lint: install ## ruff
 	@$(BIN)/ruff check .

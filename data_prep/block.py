@@ -139,9 +139,11 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     if sequences.firsts is not None and sequences.order is not None:
         write_array(view / "firsts.bin", sequences.firsts.astype(np.uint16))
         write_array(view / "order.bin", sequences.order)
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for begin in range(0, n_tokens, CHUNK):  # by chunks: they become int64 inside
+        counts += np.bincount(tokens[begin : begin + CHUNK], minlength=tokenizer.vocab_size)
     if name == "train":
-        counts = np.bincount(tokens, minlength=tokenizer.vocab_size) if n_tokens else np.zeros(tokenizer.vocab_size)
-        write_array(folder / "unigram.bin", counts.astype(np.int64))
+        write_array(folder / "unigram.bin", counts)
     masked = []
     if config.masks.stored(name):
         rule = mask_rule(config.masks, name, tokenizer.special_ids, tokenizer.vocab_size)
@@ -154,7 +156,7 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
         "sentences": len(lengths),
         "tokens": n_tokens,
         "words": n_tokens - int(continues.sum()),
-        "unknown": int((tokens == tokenizer.special_ids["unk"]).sum()),
+        "unknown": int(counts[tokenizer.special_ids["unk"]]),
         "sequences": len(sequences.offsets) - 1,
         "pieces": len(sequences.pieces),
         "sequence_tokens": int(sequences.pieces[:, 1].sum()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,20 +93,6 @@ def sentences(text: str) -> list[str]:
     stream = Stream(code_points(text).copy(), np.array([0, len(text)], np.int64))
     begins, ends, _ = cut(stream, CleanConfig(unit="sentence"))
     return [text[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
-
-
-def lines(chars: NDArray[np.uint32], limit: int) -> list[tuple[int, int]]:
-    """Ranges of about ``limit`` characters that cover ``chars``, and begin and end at line ends; without these."""
-    if len(chars) <= limit:
-        return [(0, len(chars))]
-    breaks = np.flatnonzero(chars == ord("\n"))
-    cuts = [-1]
-    while cuts[-1] + limit < len(chars):
-        at = int(np.searchsorted(breaks, cuts[-1] + limit))
-        if at == len(breaks):
-            break
-        cuts.append(int(breaks[at]))
-    return [(a + 1, b) for a, b in pairwise([*cuts, len(chars)])]
 
 
 @njit(cache=True, nogil=True)

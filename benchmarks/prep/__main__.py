@@ -1,0 +1,45 @@
+"""The bars of preparation in one table: python -m benchmarks.prep VOCABULARY FILES...
+
+Each part is a file beside this one, with ``run(texts)`` or ``run(texts, vocabulary)``; a part that fails is named, and
+the others go on. No part begins after ``BENCH_SECONDS`` (default 1500).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.prep.measure import show, texts_of
+
+PARTS = ("end_to_end", "segment", "tokenize", "reads", "dedup", "processes")
+MEGABYTES = 12
+
+
+def main(vocabulary: Path, files: list[str]) -> int:
+    """Print the rows of every part; returns how many parts failed."""
+    limit, began, failed = float(os.environ.get("BENCH_SECONDS", "1500")), time.monotonic(), 0
+    texts = texts_of(files, MEGABYTES)
+    for name in PARTS:
+        if not (Path(__file__).parent / f"{name}.py").is_file():
+            continue
+        if time.monotonic() - began > limit:
+            print(f"-- {name}: left out, {limit:g} seconds are over")
+            continue
+        print(f"-- {name}", flush=True)
+        run = importlib.import_module(f"benchmarks.prep.{name}").run
+        try:
+            show(run(texts, vocabulary) if "vocabulary" in inspect.signature(run).parameters else run(texts))
+        except Exception as error:  # the other parts are still worth having
+            failed += 1
+            print(f"-- {name} failed: {type(error).__name__}: {error}")
+    return failed
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m benchmarks.prep VOCABULARY FILES... (text, JSON lines)")
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,94 @@
+"""Bars 8 and 9: two processes against one, and the memory of a worker on a large input, each in processes of its own.
+
+python -m benchmarks.prep.processes VOCABULARY FILES...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.prep.end_to_end import write_jsonl
+from benchmarks.prep.measure import Row, show, texts_of
+from data_prep.config import DataConfig, MaskConfig, SourceConfig, TokenizerConfig
+from data_prep.pipeline import prepare
+
+PAIR_MEGABYTES = 64
+MEMORY_MEGABYTES = int(os.environ.get("MEMORY_MEGABYTES", "2000"))
+"""Of the synthetic input: the texts again and again, with a number in each, so that no two are alike."""
+
+
+def synthetic(path: Path, texts: list[str], megabytes: float) -> None:
+    """Documents of about ``megabytes`` in all."""
+    size, n = 0.0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            for text in texts:
+                line = json.dumps({"text": f"第{n}篇。{text}"}, ensure_ascii=False) + "\n"
+                file.write(line)
+                size += len(line.encode("utf-8"))
+                n += 1
+                if size >= megabytes * 1e6:
+                    break
+
+
+def child(vocabulary: str, source: str, out: str, workers: int) -> dict[str, float]:
+    """Prepare ``source`` in this process (and its workers); seconds by the clock, MiB at most of one process."""
+    config = DataConfig(
+        sources=[SourceConfig(path=source)],
+        tokenizer=TokenizerConfig(vocab=vocabulary),
+        masks=MaskConfig(mode="dynamic"),
+        block_megabytes=16 if workers else 64,
+        workers=workers or 1,
+    )
+    began = time.monotonic()
+    prepare(config, Path(out))
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"seconds": time.monotonic() - began, "mebibytes": peak / 1024}
+
+
+def measured(vocabulary: Path, source: Path, out: Path, workers: int) -> dict[str, float]:
+    """:func:`child` in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.prep.processes", "child", str(vocabulary), str(source), str(out)]
+    done = subprocess.run([*command, str(workers)], capture_output=True, text=True, check=True)
+    shutil.rmtree(out)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(texts: list[str], vocabulary: Path) -> list[Row]:
+    """Bars 8 and 9. The first needs two idle cores: it looks at the clock."""
+    folder = Path(tempfile.mkdtemp(prefix="prep-benchmark-"))
+    try:
+        write_jsonl(folder / "warm.jsonl", texts[:200])
+        synthetic(folder / "pair.jsonl", texts, PAIR_MEGABYTES)
+        idle = measured(vocabulary, folder / "warm.jsonl", folder / "data", 0)
+        times = [
+            [measured(vocabulary, folder / "pair.jsonl", folder / "data", n)["seconds"] for n in (1, 2)]
+            for _ in range(3)
+        ]
+        ratio = sorted(one / two for one, two in times)[1]
+        synthetic(folder / "large.jsonl", texts, MEMORY_MEGABYTES)
+        large = measured(vocabulary, folder / "large.jsonl", folder / "data", 0)
+        return [
+            ("8 two processes / one (64 MB in 16 MB blocks, with their start)", ratio, "x"),
+            ("9 peak memory of a worker, 64 MB blocks", large["mebibytes"], "MiB"),
+            (f"  of an input of {MEMORY_MEGABYTES} MB, at", MEMORY_MEGABYTES / large["seconds"], "MB/s"),
+            ("  before any text (200 documents)", idle["mebibytes"], "MiB"),
+        ]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "child":
+        print(json.dumps(child(*sys.argv[2:5], int(sys.argv[5]))))
+    else:
+        show(run(texts_of(sys.argv[2:], 12), Path(sys.argv[1])))

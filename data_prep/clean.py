@@ -192,19 +192,19 @@ def _clean(
     d: int,
     kinds: Any,
     places: Any,
-    others: Any,
+    parts: Any,
     least: int,
     out: Any,
-    documents: Any,
+    docs: Any,
     kept: int,
-    reasons: Any,
+    why: Any,
 ) -> Any:
     """Clean the documents from number ``d`` on, up to the first one that holds an odd character.
 
-    ``out`` holds ``kept`` documents by now, ``documents`` says where. Returns (the number of that document, or how
+    ``out`` holds ``kept`` documents by now, ``docs`` says where. Returns (the number of that document, or how
     many there are; how many ``out`` holds).
     """
-    n = documents[kept]
+    n = docs[kept]
     while d < len(ends) - 1:
         first = n
         pending: Any = _PLAIN
@@ -229,22 +229,22 @@ def _clean(
             elif kind >= _MAPPED:
                 at = np.int64(places[c])
                 for k in range(at, at + np.int64(kind) - _MAPPED + 1):
-                    if kinds[others[k]] == _SPACE:
+                    if kinds[parts[k]] == _SPACE:
                         pending = _SPACE if pending == 0 else pending
                         continue
                     if pending and n > first:
                         out[n] = 32 if pending == _SPACE else 10
                         n += 1
                     pending = _PLAIN
-                    out[n] = others[k]
+                    out[n] = parts[k]
                     n += 1
             elif kind == _ODD:
                 return d, kept
-        reasons[d] = 0 if n - first >= least else (2 if n > first else 1)
-        if reasons[d]:
+        why[d] = 0 if n - first >= least else (2 if n > first else 1)
+        if why[d]:
             n = first
         else:
             kept += 1
-            documents[kept] = n
+            docs[kept] = n
         d += 1
     return d, kept

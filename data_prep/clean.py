@@ -185,6 +185,15 @@ def select(stream: Stream, keep: NDArray[np.bool_]) -> Stream:
     return Stream(stream.chars[np.repeat(keep, lengths)], ends)
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _separated(out: Any, n: Any, first: Any, pending: Any) -> Any:
+    """Write the space or line break before a character, unless it is the ``first`` one; returns the next place."""
+    if pending and n > first:
+        out[n] = 32 if pending == _SPACE else 10
+        return n + 1
+    return n
+
+
 @njit(cache=True, nogil=True)
 def _clean(
     chars: Any,
@@ -214,9 +223,7 @@ def _clean(
             kind = kinds[c]
             i += 1
             if kind == _PLAIN:
-                if pending and n > first:
-                    out[n] = 32 if pending == _SPACE else 10
-                    n += 1
+                n = _separated(out, n, first, pending)
                 pending = _PLAIN
                 out[n] = c
                 n += 1
@@ -232,9 +239,7 @@ def _clean(
                     if kinds[parts[k]] == _SPACE:
                         pending = _SPACE if pending == 0 else pending
                         continue
-                    if pending and n > first:
-                        out[n] = 32 if pending == _SPACE else 10
-                        n += 1
+                    n = _separated(out, n, first, pending)
                     pending = _PLAIN
                     out[n] = parts[k]
                     n += 1

@@ -19,7 +19,9 @@ from configs.errors import DataError, output_error
 SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 MIN_ENTRIES = 10
 
-Encoded = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
+Ints = npt.NDArray[np.int64]
+Encoded = tuple[npt.NDArray[Any], Ints]
+Stream = tuple[npt.NDArray[Any], Ints, Ints]
 
 
 def library() -> Any:
@@ -97,30 +99,26 @@ class Tokenizer(ABC):
             DataError: a sentence is not valid Unicode (a lone surrogate).
         """
 
-    def encode_stream(
-        self, chars: npt.NDArray[np.uint32], units: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Many units at once.
+    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
+        """The tokens of many texts that stand one after another as code points.
 
         Args:
-            chars: uint32 [N], code points; unit i is ``chars[units[i]:units[i + 1]]``.
-            units: int64 [u + 1].
+            chars: uint32 [N].
+            units: int64 [u+1], ascending: text i is ``chars[units[i]:units[i+1]]``, without the line breaks around it.
 
         Returns:
-            ids [T] (``dtype``); where in ``chars`` each begins, int64 [T]; how many each unit has, int64 [u].
+            (ids, places, counts): ids ``dtype`` [T]; int64 [T], where in ``chars`` each token begins, ascending within
+            a text; int64 [u], how many tokens each text has.
 
         Raises:
-            DataError: a unit is not valid Unicode (a lone surrogate).
+            DataError: there is something that is no character of Unicode (a lone surrogate).
         """
-        try:
-            text = chars.tobytes().decode("utf-32-le")
-        except UnicodeDecodeError as error:
-            raise DataError(f"A text to be tokenized is not valid Unicode: {error}.") from None
-        encoded = self.encode([text[a:b] for a, b in pairwise(units.tolist())])
+        lead, texts = stream_texts(chars, units)
+        encoded = self.encode(texts)
         counts = np.fromiter((len(ids) for ids, _ in encoded), np.int64, len(encoded))
         ids = np.concatenate([np.zeros(0, self.dtype), *(ids for ids, _ in encoded)])
         places = np.concatenate([np.zeros(0, np.int64), *(starts for _, starts in encoded)])
-        return ids, places + np.repeat(units[:-1], counts), counts
+        return ids, places + np.repeat(lead, counts), counts
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -170,6 +168,36 @@ class Tokenizer(ABC):
                 temporary.replace(folder / name)
         except OSError as error:
             raise output_error(folder, error) from None
+
+
+def check_units(chars: npt.NDArray[np.uint32], units: Ints) -> None:
+    """Raise ValueError unless ``units`` are ascending places in ``chars`` (kernels do not look where they read)."""
+    if chars.dtype != np.uint32 or units.dtype != np.int64 or len(units) == 0:
+        raise ValueError(f"chars are {chars.dtype}, units are {len(units)} of {units.dtype}; wanted: uint32, int64")
+    if units[0] < 0 or units[-1] > len(chars) or (np.diff(units) < 0).any():
+        raise ValueError(f"units are not ascending places among {len(chars)} characters")
+
+
+def stream_texts(chars: npt.NDArray[np.uint32], units: Ints) -> tuple[Ints, list[str]]:
+    """For each unit of a stream where its text begins, and the text, without the line breaks around it.
+
+    Raises:
+        DataError: there is something that is no character of Unicode.
+    """
+    check_units(chars, units)
+    try:
+        whole = chars.tobytes().decode("utf-32-le")
+    except UnicodeDecodeError as error:
+        raise not_unicode(error) from None
+    raw = [whole[a:b] for a, b in pairwise(units.tolist())]
+    bare = [text.lstrip("\n") for text in raw]
+    cut = np.fromiter((len(a) - len(b) for a, b in zip(raw, bare, strict=True)), np.int64, len(raw))
+    return units[:-1] + cut, [text.rstrip("\n") for text in bare]
+
+
+def not_unicode(error: object) -> DataError:
+    """The error for a text that is none."""
+    return DataError(f"A text to be tokenized is not valid Unicode: {error}.")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import DataError
-from data_prep.tokenizer_base import Encoded, Tokenizer, library, read_bytes, read_json
+from data_prep.tokenizer_base import Encoded, Tokenizer, library, not_unicode, read_bytes, read_json
 
 BPE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _NAMED = {
@@ -100,7 +100,7 @@ class BpeTokenizer(Tokenizer):
         try:
             text = "".join(sentences).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"A text to be tokenized is not valid Unicode: {error}.") from None
+            raise not_unicode(error) from None
         found = [e.ids for e in self._encoder.encode_batch_fast(list(sentences), add_special_tokens=False)]
         counts = np.fromiter(map(len, found), np.int64, len(found))
         ids = np.fromiter(chain.from_iterable(found), np.int64, int(counts.sum()))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes
+from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, not_unicode, read_bytes
 
 # Which entry plays the part of ours; models in the wild name them in these ways.
 _ALIASES = {
@@ -139,7 +139,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             encodings = self._encoder.encode_batch(list(sentences), add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
-            raise _not_unicode(error) from None
+            raise not_unicode(error) from None
         out: list[Encoded] = []
         for encoding in encodings:
             starts = [start for start, _ in encoding.offsets]
@@ -151,7 +151,7 @@ class SentencePieceTokenizer(Tokenizer):
             ids = processor.encode(sentences, out_type=int, num_threads=1)
             pieces = processor.encode(sentences, out_type=str, num_threads=1)
         except (UnicodeEncodeError, TypeError) as error:
-            raise _not_unicode(error) from None
+            raise not_unicode(error) from None
         out: list[Encoded] = []
         for found, surfaces in zip(ids, pieces, strict=True):
             lengths = np.fromiter(map(len, surfaces), dtype=np.int64, count=len(surfaces))
@@ -177,10 +177,6 @@ def open_sentencepiece(path: Path) -> SentencePieceTokenizer:
             )
         path = found
     return SentencePieceTokenizer(read_bytes(path), str(path))
-
-
-def _not_unicode(error: Exception) -> DataError:
-    return DataError(f"A text to be tokenized is not valid Unicode: {error}.")
 
 
 def _processor(content: bytes) -> Any:

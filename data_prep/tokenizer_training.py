@@ -14,7 +14,8 @@ from data_prep.sentences import sentences
 from data_prep.tokenizer_base import SPECIALS, library
 from data_prep.tokenizer_bpe import BPE_SPECIALS, BpeTokenizer
 from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece
-from data_prep.tokenizer_wordpiece import HAN, WordPieceTokenizer
+from data_prep.tokenizer_wordpiece import WordPieceTokenizer
+from data_prep.wordpiece_letters import HAN
 
 _HAN = re.compile("[" + "".join(f"{chr(a)}-{chr(b)}" for a, b in HAN) + "]+")
 _SENTENCE_BYTES = 1 << 16

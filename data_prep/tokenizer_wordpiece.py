@@ -1,9 +1,7 @@
-"""BERT's WordPiece: ids equal to those of `tokenizers`, found by table for what Chinese text mostly is."""
+"""BERT's WordPiece: ids equal to those of `tokenizers`, at the speed of a table lookup."""
 
 from __future__ import annotations
 
-import string
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,27 +12,33 @@ import numpy.typing as npt
 
 from configs.errors import DataError
 from data_prep.config import TokenizerConfig
-from data_prep.tokenizer_base import SPECIALS, Encoded, Tokenizer, library, read_bytes, read_json
+from data_prep.tokenizer_base import (
+    SPECIALS,
+    Encoded,
+    Ints,
+    Stream,
+    Tokenizer,
+    check_units,
+    library,
+    not_unicode,
+    read_bytes,
+    read_json,
+)
+from data_prep.wordpiece_kernel import DONE, FULL, LONGEST, build_trie, scan
+from data_prep.wordpiece_letters import SINGLE, SPACE, normalizer, read_letters
 
-# As in BERT's `_is_chinese_char`: these are tokens by themselves.
-HAN = (
-    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
-)  # fmt: skip
-_PUNCTUATION = ((0x2010, 0x2027), (0x3001, 0x301F), (0xFF01, 0xFF65))
-_SPACE, _RUN = -1, -2
-_MEMO = 1 << 18
-_MEMO_WORD = 64
-
-Pieces = tuple[tuple[int, ...], tuple[int, ...]]
+_RUN_AT_ONCE = 1 << 16
 
 
 class WordPieceTokenizer(Tokenizer):
-    """Table for ideographs and punctuation, a memo for other words.
+    """A table for ideographs and punctuation, a trie for words.
 
-    BERT's normaliser and pre-tokenizer look at one character at a time (accents belong to the run before
-    them), so a text may be cut wherever a space, an ideograph or a punctuation mark stands. Those
-    characters are looked up; each run between them goes through `tokenizers` as it is, once.
+    BERT's normaliser and pre-tokenizer look at one character at a time (:mod:`data_prep.wordpiece_letters`), so a text
+    is cut into words by a table lookup for each character, and each word into the longest pieces by a walk through the
+    vocabulary, all in one pass of a kernel (:mod:`data_prep.wordpiece_kernel`). Words with combining marks that
+    `tokenizers` would put into another order go through it as they are.
+
+    Nothing but constants is shared by calls, so threads may share an instance.
     """
 
     kind = "wordpiece"
@@ -51,8 +55,12 @@ class WordPieceTokenizer(Tokenizer):
         super().__init__(pieces, SPECIALS, settings, where)
         self.lowercase = lowercase
         self._encoder = self._hugging_face()
+        self._letters = read_letters(lowercase, strip_accents, chinese)
+        # No text becomes these two ids, so they can stand for what is not a token.
+        self._space, self._run = (self.dtype.type(self.special_ids[part]) for part in ("cls", "sep"))
+        self._unknown = self.dtype.type(self.special_ids["unk"])
         self._table = self._single_characters()
-        self._memo: dict[str, Pieces] = {}
+        self._trie = build_trie(self.pieces)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.pieces, "the vocabulary", *self.settings.values())
@@ -63,86 +71,86 @@ class WordPieceTokenizer(Tokenizer):
         tokenizers = library()
         vocab = {piece: position for position, piece in enumerate(self.pieces)}
         encoder = tokenizers.Tokenizer(
-            tokenizers.models.WordPiece(vocab, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
+            tokenizers.models.WordPiece(vocab, unk_token=SPECIALS["unk"], max_input_chars_per_word=LONGEST)
         )
-        encoder.normalizer = tokenizers.normalizers.BertNormalizer(
-            clean_text=True,
-            handle_chinese_chars=self.settings["chinese"],
-            strip_accents=self.settings["strip_accents"],
-            lowercase=self.settings["lowercase"],
-        )
+        encoder.normalizer = normalizer(**self.settings)
         encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         encoder.decoder = tokenizers.decoders.WordPiece(prefix="##")
         return encoder
 
-    def _single_characters(self) -> npt.NDArray[np.int32]:
-        """int32 [0x110000]: the id of a character that is always a token by itself, else _SPACE or _RUN."""
-        table = np.full(0x110000, _RUN, dtype=np.int32)
-        table[[ord(c) for c in " \t\n\r\u00a0\u3000"]] = _SPACE
-        single = [ord(c) for c in string.punctuation]
-        single += [c for a, b in _PUNCTUATION for c in range(a, b + 1) if unicodedata.category(chr(c))[0] == "P"]
-        if self.settings["chinese"]:
-            for first, last in HAN:
-                table[first : last + 1] = self.special_ids["unk"]
-            # Those with a canonical decomposition are left to the pipeline, which may apply it.
-            compatible = [*range(0xF900, 0xFB00), *range(0x2F800, 0x2FA20)]
-            table[compatible] = _RUN
-        table[single] = self.special_ids["unk"]
+    def _single_characters(self) -> npt.NDArray[Any]:
+        """``dtype`` [0x110000]: the id of a character that is a token by itself, else ``_space`` or ``_run``."""
+        ids = np.full(0x110000, self._unknown)
         for position, piece in enumerate(self.pieces):
-            if len(piece) == 1 and table[ord(piece)] >= 0:
-                table[ord(piece)] = position
+            if len(piece) == 1:
+                ids[ord(piece)] = position
+        kinds = self._letters.kinds
+        table = np.full(0x110000, self._run)
+        table[kinds == SPACE] = self._space
+        single = np.flatnonzero(kinds == SINGLE)
+        table[single] = ids[self._letters.letters[single]]
         return table
 
     def encode(self, sentences: Sequence[str]) -> list[Encoded]:
-        joined = "\n".join(sentences)
         try:
-            characters = np.frombuffer(joined.encode("utf-32-le"), dtype="<u4")
+            chars = np.frombuffer("".join(sentences).encode("utf-32-le"), np.uint32)
         except UnicodeEncodeError as error:
-            raise DataError(f"A text to be tokenized is not valid Unicode: {error}.") from None
-        codes = self._table[characters]
-        positions = np.flatnonzero(codes >= 0)
-        ids = codes[positions]
-        in_run = codes == _RUN
-        if in_run.any():
-            edges = np.flatnonzero(np.diff(in_run, prepend=False, append=False))
-            run_ids, run_positions = self._runs(joined, edges[::2].tolist(), edges[1::2].tolist())
-            # Both lists are sorted and a stable sort merges them; a run's tokens may share a position.
-            positions = np.concatenate([positions, run_positions])
-            order = np.argsort(positions, kind="stable")
-            positions = positions[order]
-            ids = np.concatenate([ids, run_ids])[order]
-        ids = ids.astype(self.dtype)
-        lengths = np.fromiter(map(len, sentences), dtype=np.int64, count=len(sentences))
-        begins = np.cumsum(lengths + 1) - lengths - 1
-        cuts = np.append(np.searchsorted(positions, begins), len(positions)).tolist()
-        starts = positions - np.repeat(begins, np.diff(cuts)) if len(sentences) else positions
-        return [(ids[a:b], starts[a:b]) for a, b in pairwise(cuts)]
+            raise not_unicode(error) from None
+        units = np.append(0, np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences))))
+        ids, places, counts = self.encode_stream(chars, units)
+        places -= np.repeat(units[:-1], counts)
+        cuts = np.append(0, np.cumsum(counts)).tolist()
+        return [(ids[a:b], places[a:b]) for a, b in pairwise(cuts)]
 
-    def _runs(
-        self, text: str, begins: list[int], ends: list[int]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Ids and positions in ``text`` of the tokens of the runs ``text[begins[i]:ends[i]]``."""
-        memo = self._memo
-        runs = [text[a:b] for a, b in zip(begins, ends, strict=True)]
-        fresh = [run for run in dict.fromkeys(runs) if run not in memo]
-        if len(memo) + len(fresh) > _MEMO:
-            memo.clear()
-            fresh = list(dict.fromkeys(runs))
-        # Long ones are rare and seldom come back (addresses, base64): they are not kept.
-        extra: dict[str, Pieces] = {}
-        for run, encoding in zip(fresh, self._encoder.encode_batch(fresh), strict=True):
-            keep = memo if len(run) <= _MEMO_WORD else extra
-            keep[run] = (tuple(encoding.ids), tuple(start for start, _ in encoding.offsets))
-        ids: list[int] = []
-        positions: list[int] = []
-        for run, begin in zip(runs, begins, strict=True):
-            found = memo.get(run) or extra[run]
-            ids += found[0]
-            if len(found[1]) == 1:
-                positions.append(begin + found[1][0])
-            else:
-                positions += [begin + start for start in found[1]]
-        return np.array(ids, dtype=np.int32), np.array(positions, dtype=np.int64)
+    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
+        check_units(chars, units)
+        room = int(units[-1] - units[0])
+        counts = np.empty(len(units) - 1, np.int64)
+        while True:
+            ids, places = np.empty(room, self.dtype), np.empty(room, np.int64)
+            facts = (self._space, self._run, self._unknown, self._letters.letters, self._letters.more, self._trie)
+            tokens, opened, state = scan(chars, units, self._table, *facts, ids, places, counts)
+            if state != FULL:
+                break
+            room = 2 * room + 16
+        if state != DONE:
+            raise not_unicode(f"it holds U+{int(chars[state]):04X}, which is no character")
+        ids, places = ids[:tokens], places[:tokens]
+        return self._close(chars, units, ids, places, counts) if opened else (ids, places, counts)
+
+    def _close(
+        self, chars: npt.NDArray[np.uint32], units: Ints, ids: npt.NDArray[Any], places: Ints, counts: Ints
+    ) -> Stream:
+        """Replace the words that the kernel left open (``_run``) by what `tokenizers` makes of them."""
+        opened = np.flatnonzero(ids == self._run)
+        unit_of = np.searchsorted(np.cumsum(counts), opened, side="right")
+        found = [
+            self._one_word(chars, int(places[token]), int(units[unit + 1]))
+            for token, unit in zip(opened, unit_of, strict=True)
+        ]
+        sizes = np.fromiter((len(pieces) for pieces, _ in found), np.int64, len(found))
+        repeats = np.ones(len(ids), np.int64)
+        repeats[opened] = sizes
+        ids, places = np.repeat(ids, repeats), np.repeat(places, repeats)
+        begins = opened + np.cumsum(sizes - 1) - (sizes - 1)
+        for begin, size, (word_ids, word_places) in zip(begins, sizes, found, strict=True):
+            ids[begin : begin + size] = word_ids
+            places[begin : begin + size] = word_places
+        np.add.at(counts, unit_of, sizes - 1)
+        return ids, places, counts
+
+    def _one_word(self, chars: npt.NDArray[np.uint32], begin: int, limit: int) -> tuple[list[int], Ints]:
+        """Ids and places of the word that begins at ``begin``."""
+        at, end = begin, begin
+        while end == at and end < limit:  # by and by: most words are short, and some are not
+            at = min(limit, 2 * at - begin + 64)
+            stops = np.flatnonzero(self._table[chars[end:at]] != self._run)
+            end = end + int(stops[0]) if len(stops) else at
+        kept = np.arange(begin, end)
+        if len(kept) > _RUN_AT_ONCE:  # unknown if more than 100 letters are left, whatever they are
+            kept = kept[self._letters.letters[chars[kept]] != 0][:_RUN_AT_ONCE]
+        encoding = self._encoder.encode(chars[kept].tobytes().decode("utf-32-le"), add_special_tokens=False)
+        return encoding.ids, kept[[start for start, _ in encoding.offsets]]
 
     def save(self, folder: Path) -> None:
         config = {

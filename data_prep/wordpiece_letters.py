@@ -65,25 +65,26 @@ def read_letters(lowercase: bool, strip_accents: bool | None, chinese: bool) -> 
     asked = np.ones(0x110000, np.bool_)
     for first, last in (*_UNIFORM, _SURROGATES):
         asked[first : last + 1] = False
-    asked[[first for first, _ in _UNIFORM]] = True
-    codes = np.flatnonzero(asked).tolist()
+    codes = [code for code in np.flatnonzero(asked).tolist() if not _plain(code)]
+    codes += [first for first, _ in _UNIFORM]
     more: list[int] = [0, 0]
     decomposes = lowercase if strip_accents is None else strip_accents
-    for code, parts in zip(codes, _asked(codes, normalizer(lowercase, strip_accents, chinese)), strict=True):
-        if len(parts) == 2:
+    normalized = _normalized(codes, normalizer(lowercase, strip_accents, chinese))
+    punctuation = _punctuation({word for words in normalized for word in words if len(word) == 3})
+    for code, words in zip(codes, normalized, strict=True):
+        found = words[0][1:-1] if len(words) == 1 else words[1]
+        if len(words) == 2:
             kinds[code] = SPACE
-        elif len(parts) == 3:
+        elif len(words) == 3 or found in punctuation:
             kinds[code] = SINGLE
-            letters[code] = ord(parts[1])
+            letters[code] = ord(found)
+        elif len(found) > 1:
+            letters[code] = -len(more)
+            more += [len(found), *map(ord, found)]
         else:
-            found = parts[0][1:-1]
-            if len(found) > 1:
-                letters[code] = -len(more)
-                more += [len(found), *map(ord, found)]
-            else:
-                letters[code] = ord(found) if found else 0
-                if found and decomposes and _may_move(chr(code)):
-                    letters[code] |= REORDERED
+            letters[code] = ord(found) if found else 0
+            if found and decomposes and _may_move(chr(code)):
+                letters[code] |= REORDERED
     for first, last in _UNIFORM:
         kinds[first : last + 1] = kinds[first]
         if letters[first] == 0:
@@ -92,20 +93,38 @@ def read_letters(lowercase: bool, strip_accents: bool | None, chinese: bool) -> 
     return Letters(kinds, letters, np.array(more, np.int32))
 
 
+def _plain(code: int) -> bool:
+    """A letter that stays as it is: of a script without case and accents.
+
+    Hangul has accents in this sense; some Han are tokens by themselves.
+    """
+    character = chr(code)
+    if unicodedata.category(character) != "Lo" or unicodedata.decomposition(character):
+        return False
+    return not (0xAC00 <= code <= 0xD7A3 or 0xF900 <= code <= 0xFAFF or 0x2F800 <= code <= 0x2FA1F)
+
+
 def _may_move(character: str) -> bool:
     """Canonical ordering may do so; also with a character that this Python's Unicode does not know yet."""
     return unicodedata.combining(character) > 0 or unicodedata.category(character) == "Cn"
 
 
-def _asked(codes: list[int], normalizer: Any) -> list[list[str]]:
-    """For each character what the text ``x?y`` is split into: ``[x?y]``, ``[x, ?, y]`` or ``[x, y]``."""
-    text = normalizer.normalize_str(" ".join(f"x{chr(code)}y" for code in codes))
-    words = [word for word, _ in library().pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)]
+def _normalized(codes: list[int], normalizer: Any) -> list[list[str]]:
+    """For each character what becomes of the text ``x?y``: ``[x?y]``, ``[x, ?, y]`` or ``[x, y]``."""
+    text: str = normalizer.normalize_str(" ".join([f"x{chr(code)}y" for code in codes]))
     out: list[list[str]] = []
-    parts: list[str] = []
-    for word in words:
-        parts.append(word)
-        if word.endswith("y") and (len(word) > 1 or len(parts) > 1):
-            out.append(parts)
-            parts = []
+    words: list[str] = []
+    for word in text.split(" "):
+        if not word:
+            continue
+        words.append(word)
+        if word[-1] == "y" and (word[0] == "x" or len(words) > 1):
+            out.append(words)
+            words = []
     return out
+
+
+def _punctuation(words: set[str]) -> set[str]:
+    """The ``?`` of words ``x?y`` that are tokens by themselves."""
+    parts = library().pre_tokenizers.BertPreTokenizer().pre_tokenize_str("".join(sorted(words)))
+    return {part for part, _ in parts if len(part) == 1} - {"x", "y"}

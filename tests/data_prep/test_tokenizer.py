@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import DataError, OutputError
-from data_prep import tokenizer_wordpiece
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import SPECIALS, Tokenizer
+from data_prep.tokenizer_wordpiece import WordPieceTokenizer
 from tests.data_prep.awkward import AWKWARD, LINES, SAMPLE_LINES, check_auto_tokenizer, config, ids, without_specials
 
 
@@ -55,21 +54,6 @@ def test_wordpiece_ids_are_those_of_transformers(vocab: Path, lowercase: bool) -
     assert ids(ours, lines) == theirs(lines, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-def test_wordpiece_table_agrees_with_the_library_for_every_character(vocab: Path, lowercase: bool) -> None:
-    ours: Any = open_tokenizer(vocab, config(lowercase=lowercase))
-    draw = random.Random(3)
-    codes = [*range(0xD800), *range(0xE000, 0x10000)]
-    codes += draw.sample(range(0x10000, 0x32000), 4000)
-    # Each between letters, after an ideograph and before an accent, where a wrong cut would show.
-    lines = [f"x{chr(c)}y你{chr(c)}\u0301z" for c in codes]
-    for begin in range(0, len(lines), 1000):
-        some = lines[begin : begin + 1000]
-        for line, (found, starts), right in zip(some, ours.encode(some), ours._encoder.encode_batch(some), strict=True):
-            assert found.tolist() == right.ids, line
-            assert starts.tolist() == [start for start, _ in right.offsets], line
-
-
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=20) | st.text(st.sampled_from("a你é\u0301。 ≠각[##"), max_size=20), max_size=4))
 def test_wordpiece_sentences_do_not_touch_each_other(lines: list[str]) -> None:
@@ -85,7 +69,7 @@ _SHARED: list[Tokenizer] = []
 
 def shared() -> Tokenizer:
     if not _SHARED:
-        _SHARED.append(tokenizer_wordpiece.WordPieceTokenizer(some_pieces(), "test"))
+        _SHARED.append(WordPieceTokenizer(some_pieces(), "test"))
     return _SHARED[0]
 
 
@@ -105,15 +89,6 @@ def test_text_never_becomes_a_special_id(vocab: Path) -> None:
         special = {i for name, i in tokenizer.special_ids.items() if name != "unk"}
         for found in ids(tokenizer, [*SPECIALS.values(), "你[MASK]好", "[[CLS]]", *LINES]):
             assert special.isdisjoint(found)
-
-
-def test_memo_stays_bounded(vocab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer: Any = open_tokenizer(vocab, config())
-    right = ids(tokenizer, LINES)
-    monkeypatch.setattr(tokenizer_wordpiece, "_MEMO", 50)
-    again: Any = open_tokenizer(vocab, config())
-    assert [ids(again, [line])[0] for line in LINES] == right
-    assert len(again._memo) <= 60
 
 
 def test_nothing_to_encode(vocab: Path) -> None:

@@ -91,13 +91,12 @@ def check(texts: list[str], kind: tuple[Any, ...] = KINDS[0]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_character_is_what_the_library_says(kind: tuple[Any, ...]) -> None:
     """Each by itself, between ideographs, after a letter and before one; with an accent in planes 0 and 1."""
-    rare = kind != KINDS[0]
-    low = [*range(0xD800), *range(0xE000, 0x20000)][:: 5 if rare else 1]
-    texts = [f"{c} 你{c}你 x{c} {c}x" for c in map(chr, low)]
-    texts += [f"x{c}\u0301{c}y" for c in map(chr, low[:: 1 if rare else 4])]
-    high = range(0x20000, 0x110000, 101 if rare else 1)
-    texts += ["x" + "y x".join(map(chr, high[i : i + 64])) + "y" for i in range(0, len(high), 64)]
-    check(texts, kind)
+    first = kind == KINDS[0]
+    low = [*map(chr, (*range(0xD800), *range(0xE000, 0x20000)))][:: 1 if first else 7]
+    beside = [f"{c} 你{c}你 x{c} {c}x" for c in low] + [f"x{c}\u0301{c}y" for c in low[:: 5 if first else 1]]
+    beside += [f"x{chr(c)}y" for c in range(0x20000, 0x110000, 13 if first else 101)]
+    # Lines of some length: it is calls that take time. A space between two of them is all that matters.
+    check([" ".join(beside[i : i + 50]) for i in range(0, len(beside), 50)], kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,13 +112,12 @@ ALPHABETS = [
 ]
 
 
-@settings(deadline=None, max_examples=200)
+LINE = st.one_of(*(st.text(st.sampled_from(a), max_size=120) for a in ALPHABETS), st.text(max_size=9))
+
+
+@settings(deadline=None, max_examples=100)
 @example(["x" * 100, "x" * 101, "é" * 100, "각" * 33, "각" * 34, "\u0301" + "x" * 101])
-@given(
-    st.lists(
-        st.one_of(*(st.text(st.sampled_from(a), max_size=120) for a in ALPHABETS), st.text(max_size=9)), max_size=5
-    )
-)
+@given(st.lists(LINE, max_size=5))
 def test_any_lines(texts: list[str]) -> None:
     for kind in KINDS:
         check(texts, kind)
@@ -196,7 +194,8 @@ def test_words_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["x" * n, "\u302e" * n, "a\u302e" + "\u0301" * n + "b", "你" + "\u0301" * n + "x", "😀" * n]
     found = streamed(tokenizer, texts)
     assert [found[i] for i in (0, 1, 4)] == [([unknown], [0])] * 3
-    assert found[2] == wanted(["a\u302eb"])[0][:1] + ([0, 1, n + 2][: len(found[2][0])],)
+    right, _ = wanted(["a\u302eb"])[0]
+    assert found[2][0] == right and set(found[2][1]) <= {0, 1, n + 2}
     assert found[3][1] == [0, n + 1]
     assert longest and max(longest) <= tokenizer_wordpiece._RUN_AT_ONCE
 

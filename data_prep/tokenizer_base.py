@@ -90,6 +90,9 @@ class Tokenizer(ABC):
         self.hash = xxhash.xxh3_128_hexdigest(content.encode("ascii"))
 
     @abstractmethod
+    def _encode_all(self, texts: Sequence[str]) -> Stream:
+        """What :meth:`encode_stream` returns, with places counted from the beginning of each text."""
+
     def encode(self, sentences: Sequence[str]) -> list[Encoded]:
         """For each sentence its ids (``dtype``) and their starts (int64, characters into that sentence).
 
@@ -98,6 +101,9 @@ class Tokenizer(ABC):
         Raises:
             DataError: a sentence is not valid Unicode (a lone surrogate).
         """
+        ids, starts, counts = self._encode_all(sentences)
+        cuts = np.append(0, np.cumsum(counts)).tolist()
+        return [(ids[a:b], starts[a:b]) for a, b in pairwise(cuts)]
 
     def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
         """The tokens of many texts that stand one after another as code points.
@@ -113,12 +119,9 @@ class Tokenizer(ABC):
         Raises:
             DataError: there is something that is no character of Unicode (a lone surrogate).
         """
-        lead, texts = stream_texts(chars, units)
-        encoded = self.encode(texts)
-        counts = np.fromiter((len(ids) for ids, _ in encoded), np.int64, len(encoded))
-        ids = np.concatenate([np.zeros(0, self.dtype), *(ids for ids, _ in encoded)])
-        places = np.concatenate([np.zeros(0, np.int64), *(starts for _, starts in encoded)])
-        return ids, places + np.repeat(lead, counts), counts
+        leads, texts = stream_texts(chars, units)
+        ids, starts, counts = self._encode_all(texts)
+        return ids, starts + np.repeat(leads, counts), counts
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import DataError
-from data_prep.tokenizer_base import Encoded, Tokenizer, library, not_unicode, read_bytes, read_json
+from data_prep.tokenizer_base import Stream, Tokenizer, library, not_unicode, read_bytes, read_json
 
 BPE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _NAMED = {
@@ -96,19 +96,16 @@ class BpeTokenizer(Tokenizer):
         encoder.decoder = tokenizers.decoders.ByteLevel()
         return encoder
 
-    def encode(self, sentences: Sequence[str]) -> list[Encoded]:
+    def _encode_all(self, texts: Sequence[str]) -> Stream:
         try:
-            text = "".join(sentences).encode("utf-8")
+            text = "".join(texts).encode("utf-8")
         except UnicodeEncodeError as error:
             raise not_unicode(error) from None
-        found = [e.ids for e in self._encoder.encode_batch_fast(list(sentences), add_special_tokens=False)]
+        found = [e.ids for e in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
         counts = np.fromiter(map(len, found), np.int64, len(found))
         ids = np.fromiter(chain.from_iterable(found), np.int64, int(counts.sum()))
-        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        starts = self._starts(np.frombuffer(text, np.uint8), ids, counts, lengths)
-        ids = ids.astype(self.dtype)
-        cuts = np.append(0, np.cumsum(counts)).tolist()
-        return [(ids[a:b], starts[a:b]) for a, b in pairwise(cuts)]
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        return ids.astype(self.dtype), self._starts(np.frombuffer(text, np.uint8), ids, counts, lengths), counts
 
     def _starts(
         self,

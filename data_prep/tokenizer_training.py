@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 
 from configs.errors import DataError
 from data_prep.config import TokenizerConfig
+from data_prep.sentencepiece_model import library_sentencepiece
 from data_prep.sentences import sentences
 from data_prep.tokenizer_base import SPECIALS, library
 from data_prep.tokenizer_bpe import BPE_SPECIALS, BpeTokenizer
-from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer, library_sentencepiece
+from data_prep.tokenizer_sentencepiece import SentencePieceTokenizer
 from data_prep.tokenizer_wordpiece import WordPieceTokenizer
 from data_prep.wordpiece_letters import HAN
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from configs.errors import DataError
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer_base import (
     SPECIALS,
-    Encoded,
     Ints,
     Stream,
     Tokenizer,
@@ -91,16 +89,14 @@ class WordPieceTokenizer(Tokenizer):
         table[single] = ids[self._letters.letters[single]]
         return table
 
-    def encode(self, sentences: Sequence[str]) -> list[Encoded]:
+    def _encode_all(self, texts: Sequence[str]) -> Stream:
         try:
-            chars = np.frombuffer("".join(sentences).encode("utf-32-le"), np.uint32)
+            chars = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         except UnicodeEncodeError as error:
             raise not_unicode(error) from None
-        units = np.append(0, np.cumsum(np.fromiter(map(len, sentences), np.int64, len(sentences))))
+        units = np.append(0, np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))))
         ids, places, counts = self.encode_stream(chars, units)
-        places -= np.repeat(units[:-1], counts)
-        cuts = np.append(0, np.cumsum(counts)).tolist()
-        return [(ids[a:b], places[a:b]) for a, b in pairwise(cuts)]
+        return ids, places - np.repeat(units[:-1], counts), counts
 
     def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
         check_units(chars, units)

@@ -32,7 +32,7 @@ def _edge(trie: Any, node: Any, letter: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _build(letters: Any, ends: Any, inner: Any, trie: Any) -> int:
+def _build(letters: Any, ends: Any, inner: Any, trie: Any) -> Any:
     """Fill ``trie`` and return how many edges it has."""
     nodes, begin = np.int64(2), np.int64(0)
     for piece in range(len(ends)):

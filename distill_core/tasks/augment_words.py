@@ -16,7 +16,7 @@ import numpy as np
 from configs.errors import DataError
 from data_prep.config import SegmentConfig
 from data_prep.segment import Segmenter, open_segmenter
-from data_prep.tokenizer_wordpiece import HAN
+from data_prep.wordpiece_letters import HAN
 
 Language = Literal["auto", "latin", "chinese"]
 

@@ -34,7 +34,7 @@ def _edge(trie: Any, node: Any, letter: Any) -> Any:
 @njit(cache=True, nogil=True)
 def _build(letters: Any, ends: Any, inner: Any, trie: Any) -> Any:
     """Fill ``trie`` and return how many edges it has."""
-    nodes, begin = np.int64(2), np.int64(0)
+    nodes, begin = 2, 0
     for piece in range(len(ends)):
         node = _INNER if inner[piece] else _ROOT
         row = np.int64(-1)
@@ -46,7 +46,7 @@ def _build(letters: Any, ends: Any, inner: Any, trie: Any) -> Any:
                 nodes += 1
             node = trie[row, 1] & 0xFFFFFFFF
         if row >= 0:
-            trie[row, 1] = node | (np.int64(piece + 1) << 32)
+            trie[row, 1] = node | ((piece + 1) << 32)
         begin = ends[piece]
     return nodes - 2
 
@@ -71,9 +71,9 @@ def build_trie(pieces: list[str]) -> npt.NDArray[np.int64]:
 @njit(cache=True, nogil=True, inline="always")
 def _word(word: Any, at: Any, n: Any, trie: Any, unk: Any, ids: Any, places: Any, t: Any) -> Any:
     """Longest match first: append the pieces of the letters ``word[:n]``, which stand at ``at[:n]``."""
-    first, begin, root = t, np.int64(0), _ROOT
+    first, begin, root = t, 0, _ROOT
     while begin < n:
-        node, found, after = root, np.int64(0), begin
+        node, found, after = root, 0, begin
         for i in range(begin, n):
             row = _edge(trie, node, word[i])
             if trie[row, 0] == -1:

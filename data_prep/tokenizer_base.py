@@ -21,7 +21,7 @@ MIN_ENTRIES = 10
 
 Ints = npt.NDArray[np.int64]
 Encoded = tuple[npt.NDArray[Any], Ints]
-Stream = tuple[npt.NDArray[Any], Ints, Ints]
+EncodedStream = tuple[npt.NDArray[Any], Ints, Ints]
 
 
 def library() -> Any:
@@ -90,7 +90,7 @@ class Tokenizer(ABC):
         self.hash = xxhash.xxh3_128_hexdigest(content.encode("ascii"))
 
     @abstractmethod
-    def _encode_all(self, texts: Sequence[str]) -> Stream:
+    def _encode_all(self, texts: Sequence[str]) -> EncodedStream:
         """What :meth:`encode_stream` returns, with places counted from the beginning of each text."""
 
     def encode(self, sentences: Sequence[str]) -> list[Encoded]:
@@ -105,12 +105,12 @@ class Tokenizer(ABC):
         cuts = np.append(0, np.cumsum(counts)).tolist()
         return [(ids[a:b], starts[a:b]) for a, b in pairwise(cuts)]
 
-    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
+    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> EncodedStream:
         """The tokens of many texts that stand one after another as code points.
 
         Args:
             chars: uint32 [N].
-            units: int64 [u+1], ascending: text i is ``chars[units[i]:units[i+1]]``, without the line breaks around it.
+            units: int64 [u+1], ascending: text i is ``chars[units[i]:units[i+1]]``.
 
         Returns:
             (ids, places, counts): ids ``dtype`` [T]; int64 [T], where in ``chars`` each token begins, ascending within
@@ -119,9 +119,8 @@ class Tokenizer(ABC):
         Raises:
             DataError: there is something that is no character of Unicode (a lone surrogate).
         """
-        leads, texts = stream_texts(chars, units)
-        ids, starts, counts = self._encode_all(texts)
-        return ids, starts + np.repeat(leads, counts), counts
+        ids, starts, counts = self._encode_all(stream_texts(chars, units))
+        return ids, starts + np.repeat(units[:-1], counts), counts
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -181,21 +180,18 @@ def check_units(chars: npt.NDArray[np.uint32], units: Ints) -> None:
         raise ValueError(f"units are not ascending places among {len(chars)} characters")
 
 
-def stream_texts(chars: npt.NDArray[np.uint32], units: Ints) -> tuple[Ints, list[str]]:
-    """For each unit of a stream where its text begins, and the text, without the line breaks around it.
+def stream_texts(chars: npt.NDArray[np.uint32], units: Ints) -> list[str]:
+    """The texts of a stream.
 
     Raises:
         DataError: there is something that is no character of Unicode.
     """
     check_units(chars, units)
     try:
-        whole = chars.tobytes().decode("utf-32-le")
+        whole = chars[units[0] : units[-1]].tobytes().decode("utf-32-le")
     except UnicodeDecodeError as error:
         raise not_unicode(error) from None
-    raw = [whole[a:b] for a, b in pairwise(units.tolist())]
-    bare = [text.lstrip("\n") for text in raw]
-    cut = np.fromiter((len(a) - len(b) for a, b in zip(raw, bare, strict=True)), np.int64, len(raw))
-    return units[:-1] + cut, [text.rstrip("\n") for text in bare]
+    return [whole[a:b] for a, b in pairwise((units - units[0]).tolist())]
 
 
 def not_unicode(error: object) -> DataError:

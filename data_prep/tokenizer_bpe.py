@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import DataError
-from data_prep.tokenizer_base import Stream, Tokenizer, library, not_unicode, read_bytes, read_json
+from data_prep.tokenizer_base import EncodedStream, Tokenizer, library, not_unicode, read_bytes, read_json
 
 BPE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
 _NAMED = {
@@ -96,7 +96,7 @@ class BpeTokenizer(Tokenizer):
         encoder.decoder = tokenizers.decoders.ByteLevel()
         return encoder
 
-    def _encode_all(self, texts: Sequence[str]) -> Stream:
+    def _encode_all(self, texts: Sequence[str]) -> EncodedStream:
         try:
             text = "".join(texts).encode("utf-8")
         except UnicodeEncodeError as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data_prep.sentencepiece_model import ALIASES, BPE, NORMAL, Model, blind, exact, open_processor, read_model
-from data_prep.tokenizer_base import SPECIALS, Ints, Stream, Tokenizer, library, not_unicode, read_bytes
+from data_prep.tokenizer_base import SPECIALS, EncodedStream, Ints, Tokenizer, library, not_unicode, read_bytes
 
 _SPACE = "\u2581"
 _SHOWN = 5
@@ -58,7 +58,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self._content, "the model"))
 
-    def _encode_all(self, texts: Sequence[str]) -> Stream:
+    def _encode_all(self, texts: Sequence[str]) -> EncodedStream:
         texts = list(texts)
         try:
             found = self._processor.encode(texts, out_type=int, num_threads=1)

@@ -13,8 +13,8 @@ from configs.errors import DataError
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer_base import (
     SPECIALS,
+    EncodedStream,
     Ints,
-    Stream,
     Tokenizer,
     check_units,
     library,
@@ -89,7 +89,7 @@ class WordPieceTokenizer(Tokenizer):
         table[single] = ids[self._letters.letters[single]]
         return table
 
-    def _encode_all(self, texts: Sequence[str]) -> Stream:
+    def _encode_all(self, texts: Sequence[str]) -> EncodedStream:
         try:
             chars = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         except UnicodeEncodeError as error:
@@ -98,7 +98,7 @@ class WordPieceTokenizer(Tokenizer):
         ids, places, counts = self.encode_stream(chars, units)
         return ids, places - np.repeat(units[:-1], counts), counts
 
-    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> Stream:
+    def encode_stream(self, chars: npt.NDArray[np.uint32], units: Ints) -> EncodedStream:
         check_units(chars, units)
         room = int(units[-1] - units[0])
         counts = np.empty(len(units) - 1, np.int64)
@@ -116,7 +116,7 @@ class WordPieceTokenizer(Tokenizer):
 
     def _close(
         self, chars: npt.NDArray[np.uint32], units: Ints, ids: npt.NDArray[Any], places: Ints, counts: Ints
-    ) -> Stream:
+    ) -> EncodedStream:
         """Replace the words that the kernel left open (``_run``) by what `tokenizers` makes of them."""
         opened = np.flatnonzero(ids == self._run)
         unit_of = np.searchsorted(np.cumsum(counts), opened, side="right")

@@ -10,7 +10,7 @@ character, so that neither a mispredicted branch nor a missed cache line makes t
 1. ids of characters; a filter that fits the cache of a core finds the pairs of characters that may begin a word;
 2. those are looked up in a small table of frequent ones, what is left in the large one;
 3. where a third character may follow, a second filter, then the words of three and more characters are listed;
-4. the route, from right to left, in two halves at a time; jieba's rounding and its ties (the longer word wins);
+4. the route, from right to left, in jieba's rounding and its ties (the longer word wins);
 5. the words are walked through, and what was left standing is cut again.
 """
 
@@ -120,10 +120,8 @@ def _read_ids(chars: Any, n: Any, ids: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _maybe_pairs(n: Any, at: Any, tables: Any) -> Any:
+def _maybe_pairs(n: Any, ids: Any, one: Any, two: Any, first: Any, found: Any, single: Any, bits: Any, shift: Any) -> Any:
     """List in ``found`` where a pair may begin a word; returns how many. Clears ``two`` and ``first``."""
-    ids, one, two, first, found = at.ids, at.one, at.two, at.first, at.found
-    single, bits, shift = tables.single, tables.pair_filter, tables.shifts[3]
     count = _0
     left = U(ids[0])
     for k in range(n):
@@ -139,23 +137,15 @@ def _maybe_pairs(n: Any, at: Any, tables: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _take_pair(k: Any, slot: Any, right: Any, third: Any, at: Any, weights: Any) -> Any:
-    """Keep the weight of the pair at k, if it is ``right``; returns 1 if the third character may go on with it."""
-    weight = weights[(slot >> U(PAIR_WEIGHT)) & _WEIGHT_MASK]
-    at.two[k] = weight if right else _NEVER
-    if right and (slot >> U(UNLISTED)) & U(1) != _0 and weight > _NEVER:
-        at.one[k] = _NEVER
-    return U(right) & (slot >> (U(PAIR_NEXT) + third % U(N_PAIR_NEXT)))
-
-
-@njit(nogil=True, cache=True)
-def _pairs_at_home(table: Any, shift: Any, unless: Any, source: Any, n: Any, more: Any, at: Any, weights: Any) -> Any:
+def _pairs_at_home(
+    table: Any, shift: Any, unless: Any, source: Any, n: Any, found: Any, more: Any, again: Any, ids: Any, one: Any,
+    two: Any, weights: Any
+) -> Any:
     """Look up the pairs at ``source[:n]`` where they are if nothing else is there.
 
     Positions where a third character may follow are appended to ``found`` (of ``more``), those whose slot holds
     neither their pair nor ``unless`` are listed in ``again``; returns the lengths of both.
     """
-    ids, found, again = at.ids, at.found, at.again
     left = _0
     for j in range(n):
         k = U(source[j])
@@ -164,46 +154,59 @@ def _pairs_at_home(table: Any, shift: Any, unless: Any, source: Any, n: Any, mor
         right = (slot & _PAIR_MASK) == key
         again[left] = k
         left += U((not right) & (slot != unless))
+        weight = weights[(slot >> U(PAIR_WEIGHT)) & _WEIGHT_MASK]
+        two[k] = weight if right else _NEVER
+        if right & ((slot >> U(UNLISTED)) & U(1) != _0) & (weight > _NEVER):
+            one[k] = _NEVER
         found[more] = k
-        more += _take_pair(k, slot, right, U(ids[k + U(2)]), at, weights)
+        more += U(right) & (slot >> (U(PAIR_NEXT) + U(ids[k + U(2)]) % U(N_PAIR_NEXT)))
     return more, left
 
 
 @njit(nogil=True, cache=True)
-def _pairs_elsewhere(n: Any, more: Any, at: Any, tables: Any) -> Any:
-    """The same for the rest, wherever they are."""
-    ids, table, shift = at.ids, tables.pairs, tables.shifts[0]
+def _pairs_elsewhere(
+    table: Any, shift: Any, source: Any, n: Any, found: Any, more: Any, ids: Any, one: Any, two: Any, weights: Any
+) -> Any:
+    """The same for what is left, wherever it is."""
     last = U(len(table) - 1)
     for j in range(n):
-        k = U(at.again[j])
+        k = U(source[j])
         key = U(ids[k]) << U(15) | U(ids[k + U(1)])
         place = (key * HASH) >> shift
         slot = table[place]
         while slot != _0 and (slot & _PAIR_MASK) != key:
             place = (place + U(1)) & last
             slot = table[place]
-        at.found[more] = k
-        more += _take_pair(k, slot, slot != _0, U(ids[k + U(2)]), at, tables.weights)
+        if slot != _0:
+            two[k] = weights[(slot >> U(PAIR_WEIGHT)) & _WEIGHT_MASK]
+            if (slot >> U(UNLISTED)) & U(1) != _0 and two[k] > _NEVER:
+                one[k] = _NEVER
+            found[more] = k
+            more += (slot >> (U(PAIR_NEXT) + U(ids[k + U(2)]) % U(N_PAIR_NEXT))) & U(1)
     return more
 
 
 @njit(nogil=True, cache=True)
-def _longer_words(n: Any, at: Any, tables: Any) -> Any:
-    """List the words of three and more characters at ``found[:n]``; returns both lists, which may have grown."""
-    ids, found, table = at.ids, at.found, tables.longer
-    bits, filter_shift, shift = tables.long_filter, tables.shifts[4], tables.shifts[2]
-    size, weight = at.long_size, at.long_weight
-    weights = table.view(np.float64)
-    last = U(len(table) // 2 - 1)
+def _maybe_longer(n: Any, found: Any, ids: Any, bits: Any, shift: Any) -> Any:
+    """Keep of ``found[:n]`` where three characters may begin a word; returns how many."""
     count = _0
     for j in range(n):
         k = U(found[j])
         key = (U(ids[k]) << U(15) | U(ids[k + U(1)])) << U(15) | U(ids[k + U(2)])
-        place = (key * HASH) >> filter_shift
+        place = (key * HASH) >> shift
         found[count] = k
         count += (bits[place >> U(6)] >> (place & U(63))) & U(1)
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _longer_words(
+    n: Any, found: Any, ids: Any, one: Any, first: Any, size: Any, weight: Any, table: Any, weights: Any, shift: Any
+) -> Any:
+    """List the words of three and more characters at ``found[:n]``; returns both lists, which may have grown."""
+    last = U(len(table) // 2 - 1)
     words = _0
-    for j in range(count):
+    for j in range(n):
         k = U(found[j])
         key = (U(ids[k]) << U(15) | U(ids[k + U(1)])) << U(15) | U(ids[k + U(2)])
         end = k + U(3)
@@ -223,14 +226,14 @@ def _longer_words(n: Any, at: Any, tables: Any) -> Any:
                 weight[words] = weights[_2 * place + U(1)]
                 words += U(1)
                 if (slot >> U(UNLISTED)) & U(1) != _0:
-                    at.one[k] = _NEVER
+                    one[k] = _NEVER
             follower = U(ids[end])
             if (slot >> (U(LONG_NEXT) + follower % U(N_LONG_NEXT))) & U(1) == _0:
                 break
             key = U(1 << (LONG_KEY - 1)) | place << U(15) | follower
             end += U(1)
         if words > begun:
-            at.first[k] = begun + U(1)
+            first[k] = begun + U(1)
             size[words] = 0
             words += U(1)
     return size, weight
@@ -247,57 +250,42 @@ def _grown(array: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _step(k: Any, next_one: Any, next_two: Any, at: Any, size: Any, weight: Any) -> Any:
-    """The best route's weight from k, given those from k + 1 and k + 2; of equal ones the longest word's."""
-    best = at.one[k] + next_one
-    pair = at.two[k] + next_two
-    longer = pair >= best
-    best = pair if longer else best
-    chosen = np.int32(1) + np.int32(longer)
-    word = U(at.first[k])
-    if word != _0:
-        while size[word - U(1)] != 0:
-            length = size[word - U(1)]
-            whole = weight[word - U(1)] + at.route[k + U(length)]
-            if whole >= best:
-                best, chosen = whole, length
-            word += U(1)
-    best = best if at.ids[k] != 0 else 0.0
-    at.route[k] = best
-    at.size[k] = chosen
-    return best
-
-
-@njit(nogil=True, cache=True)
-def _route(n: Any, at: Any, size: Any, weight: Any) -> None:
-    """Fill ``route`` and ``size`` from right to left, in two parts at once: neither waits for the other."""
-    middle = n // _2
-    while middle > _0 and at.ids[middle - U(1)] != 0:
-        middle -= U(1)
-    at.route[n] = 0.0
-    j, right_one, right_two = n, 0.0, 0.0
-    k, left_one, left_two = middle, 0.0, 0.0
-    while j > middle and k > _0:
-        j -= U(1)
-        k -= U(1)
-        best = _step(j, right_one, right_two, at, size, weight)
-        right_one, right_two = best, right_one
-        best = _step(k, left_one, left_two, at, size, weight)
-        left_one, left_two = best, left_one
-    while j > middle:
-        j -= U(1)
-        best = _step(j, right_one, right_two, at, size, weight)
-        right_one, right_two = best, right_one
+def _route(
+    n: Any, ids: Any, one: Any, two: Any, first: Any, route: Any, size: Any, long_size: Any, long_weight: Any
+) -> None:
+    """Fill ``route`` and ``size`` from right to left; of equal routes the one with the longer first word wins."""
+    next_one, next_two = 0.0, 0.0
+    route[n] = 0.0
+    k = n
     while k > _0:
         k -= U(1)
-        best = _step(k, left_one, left_two, at, size, weight)
-        left_one, left_two = best, left_one
+        if ids[k] == 0:  # nothing is carried over from one run to the other: the processor need not wait either
+            next_one, next_two = 0.0, 0.0
+            route[k] = 0.0
+            size[k] = 1
+            continue
+        best = one[k] + next_one
+        pair = two[k] + next_two
+        longer = pair >= best
+        best = pair if longer else best
+        chosen = np.int32(1) + np.int32(longer)
+        word = U(first[k])
+        if word != _0:
+            length = long_size[word - U(1)]
+            while length != 0:
+                whole = long_weight[word - U(1)] + route[k + U(length)]
+                if whole >= best:
+                    best, chosen = whole, length
+                word += U(1)
+                length = long_size[word - U(1)]
+        route[k] = best
+        size[k] = chosen
+        next_one, next_two = best, next_one
 
 
 @njit(nogil=True, cache=True)
-def _walk(n: Any, at: Any, starts: Any) -> Any:
+def _walk(n: Any, ids: Any, size: Any, found: Any, starts: Any) -> Any:
     """Mark where the words of the route start, and list in ``found`` where two and more single characters begin."""
-    ids, size, found = at.ids, at.size, at.found
     starts[:n] = False
     runs, k = _0, _0
     before, two_before = False, False
@@ -322,19 +310,24 @@ def _alphanumeric(id: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _rest(n: Any, at: Any, size: Any, starts: Any, tables: Any, hmm: Any) -> None:
+def _rest(n: Any, at: Any, long_size: Any, starts: Any, tables: Any, hmm: Any) -> None:
     """Cut the runs at ``found[:n]`` as jieba does what its route leaves over."""
-    ids = at.ids
+    ids, size, two, first, found, back = at.ids, at.size, at.two, at.first, at.found, at.back
+    emit, start, moves, forced = tables.emit, tables.start, tables.moves, tables.forced[0] != 0
     for j in range(n):
-        begin = U(at.found[j])
+        begin = U(found[j])
         end = begin + U(2)
-        while at.size[end] == 1 and ids[end] != 0:
+        while size[end] == 1 and ids[end] != 0:
             end += U(1)
         if not hmm:
             for k in range(begin + U(1), end):
                 starts[k] = not (_alphanumeric(ids[k]) and _alphanumeric(ids[U(k) - U(1)]))
             continue
-        if _is_word(begin, end, at, size):
+        if end - begin == U(2):
+            known = two[begin] > _NEVER
+        else:
+            known = _is_longer_word(end - begin, U(first[begin]), long_size)
+        if known:  # the dictionary holds it all the same: then jieba leaves its characters alone
             continue
         while begin < end:
             k = begin + U(1)
@@ -342,8 +335,8 @@ def _rest(n: Any, at: Any, size: Any, starts: Any, tables: Any, hmm: Any) -> Non
                 while k < end and ids[k] >= HAN:
                     k += U(1)
                 if k > begin + U(1):
-                    _viterbi(begin, k, at, starts, tables)
-                    if tables.forced[0]:
+                    _viterbi(begin, k, ids, back, starts, emit, start, moves)
+                    if forced:
                         _cut_forced(begin, k, ids, starts, tables)
             else:
                 while k < end and ids[k] < HAN:
@@ -353,26 +346,22 @@ def _rest(n: Any, at: Any, size: Any, starts: Any, tables: Any, hmm: Any) -> Non
 
 
 @njit(nogil=True, cache=True)
-def _is_word(begin: Any, end: Any, at: Any, size: Any) -> Any:
-    """Whether the dictionary holds it all the same: then jieba leaves its characters alone."""
-    if end - begin == U(2):
-        return at.two[begin] > _NEVER
-    word = U(at.first[begin])
-    while word != _0 and size[word - U(1)] != 0:
-        if U(size[word - U(1)]) == end - begin:
+def _is_longer_word(length: Any, word: Any, long_size: Any) -> Any:
+    while word != _0 and long_size[word - U(1)] != 0:
+        if U(long_size[word - U(1)]) == length:
             return True
         word += U(1)
     return False
 
 
 @njit(nogil=True, cache=True)
-def _viterbi(begin: Any, end: Any, at: Any, starts: Any, tables: Any) -> None:
+def _viterbi(begin: Any, end: Any, ids: Any, back: Any, starts: Any, emit: Any, start: Any, moves: Any) -> None:
     """``jieba.finalseg``'s most probable states B, M, E, S (0 to 3) of two and more ideographs, with its ties."""
-    ids, back, emit, start, moves = at.ids, at.back, tables.emit, tables.start, tables.moves
     eb, sb, bm, mm = moves[0], moves[1], moves[2], moves[3]
     be, me, es, ss = moves[4], moves[5], moves[6], moves[7]
     row = (U(ids[begin]) - U(HAN)) * U(4)
-    b, m, e, s = start[0] + emit[row], start[1] + emit[row + U(1)], start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
+    b, m = start[0] + emit[row], start[1] + emit[row + U(1)]
+    e, s = start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
     for k in range(begin + U(1), end):
         row = (U(ids[k]) - U(HAN)) * U(4)
         at_b, at_m, at_e, at_s = emit[row], emit[row + U(1)], emit[row + U(2)], emit[row + U(3)]
@@ -380,12 +369,10 @@ def _viterbi(begin: Any, end: Any, at: Any, starts: Any, tables: Any) -> None:
         m0, m1 = b + bm + at_m, m + mm + at_m
         e0, e1 = b + be + at_e, m + me + at_e
         s0, s1 = e + es + at_s, s + ss + at_s
-        from_s, from_m, ends_m, alone = b1 >= b0, m1 >= m0, e1 >= e0, s1 >= s0
-        back[k] = 0b10000010 | _u32(from_s) | _u32(from_m) << _u32(2) | _u32(ends_m) << _u32(4) | _u32(alone) << _u32(6)
-        b = b1 if from_s else b0
-        m = m1 if from_m else m0
-        e = e1 if ends_m else e0
-        s = s1 if alone else s0
+        b_s, m_m, e_m, s_s = b1 >= b0, m1 >= m0, e1 >= e0, s1 >= s0  # which of the two states before
+        back[k] = U(0b10000010) | U(b_s) | U(m_m) << U(2) | U(e_m) << U(4) | U(s_s) << U(6)
+        b, m = b1 if b_s else b0, m1 if m_m else m0
+        e, s = e1 if e_m else e0, s1 if s_s else s0
     state = U(2) + U(s >= e)
     k = end - U(1)
     while k > begin:
@@ -459,16 +446,23 @@ def _is_forced(begin: Any, end: Any, ids: Any, tables: Any) -> Any:
 def _cut(chars: Any, starts: Any, at: Any, tables: Any, hmm: Any) -> None:
     """One chunk, which ends where a run ends."""
     n = U(len(chars))
-    _read_ids(chars, n, at.ids)
-    found = _maybe_pairs(n, at, tables)
-    nothing, shifts, weights = ~_0, tables.shifts, tables.weights
-    more, left = _pairs_at_home(tables.front, shifts[1], nothing, at.found, found, _0, at, weights)
-    more, left = _pairs_at_home(tables.pairs, shifts[0], _0, at.again, left, more, at, weights)
-    more = _pairs_elsewhere(left, more, at, tables)
-    size, weight = _longer_words(more, at, tables)
-    _route(n, at, size, weight)
+    ids, one, two, first, found, again = at.ids, at.one, at.two, at.first, at.found, at.again
+    shifts, weights, pairs = tables.shifts, tables.weights, tables.pairs
+    _read_ids(chars, n, ids)
+    count = _maybe_pairs(n, ids, one, two, first, found, tables.single, tables.pair_filter, shifts[3])
+    more, left = _pairs_at_home(
+        tables.front, shifts[1], ~_0, found, count, found, _0, again, ids, one, two, weights
+    )
+    more, left = _pairs_at_home(pairs, shifts[0], _0, again, left, found, more, again, ids, one, two, weights)
+    more = _pairs_elsewhere(pairs, shifts[0], again, left, found, more, ids, one, two, weights)
+    more = _maybe_longer(more, found, ids, tables.long_filter, shifts[4])
+    long_weights = tables.longer.view(np.float64)
+    size, weight = _longer_words(
+        more, found, ids, one, first, at.long_size, at.long_weight, tables.longer, long_weights, shifts[2]
+    )
+    _route(n, ids, one, two, first, at.route, at.size, size, weight)
     at.size[n] = 0
-    runs = _walk(n, at, starts)
+    runs = _walk(n, ids, at.size, found, starts)
     _rest(runs, at, size, starts, tables, hmm)
 
 

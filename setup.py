@@ -24,6 +24,7 @@ setup(
         "datasets>=3",
         "deepspeed>=0.19",
         "huggingface_hub>=1",
+        "jieba>=0.42,<0.43",
         "jinja2>=3",
         "matplotlib>=3.8",
         "numba>=0.60",
@@ -49,8 +50,10 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
+        "ltp": ["ltp_extension>=0.1.13"],
         "dev": [
             "hypothesis>=6",
+            "ltp_extension>=0.1.13",
             "mypy>=1.11",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -54,11 +54,18 @@ class CleanConfig(Config):
 class SegmentConfig(Config):
     """Word boundaries, for whole word masking."""
 
-    kind: str = "rjieba"
-    """``rjieba``: for Chinese; it tears words with accents (caf|é). ``none``: for text with spaces; a run of letters
-    and digits is a word, whatever pieces the tokenizer makes of it, every other character (and every Chinese one) is a
-    word by itself. Or one of a plugin."""
+    kind: str = "jieba"
+    """``jieba``: for Chinese, exactly the words of jieba 0.42; it tears words with accents (caf|é). ``rjieba``: nearly
+    those, from another package. ``ltp``: a perceptron ``model`` of LTP. ``none``: for text with spaces; a run of
+    letters and digits is a word, whatever pieces the tokenizer makes of it, every other character (and every Chinese
+    one) is a word by itself. Or one of a plugin."""
     hmm: bool = True
+    """``jieba`` and ``rjieba``: find words that the dictionary lacks by the hidden Markov model."""
+    user_dictionary: str | None = None
+    """``jieba`` only: a file in jieba's format. A word without a frequency gets the one that keeps it whole
+    (``suggest_freq``); with frequency 0 it is cut."""
+    model: str | None = None
+    """``ltp`` only: the model's file."""
 
     @field_validator("kind")
     @classmethod
@@ -66,6 +73,16 @@ class SegmentConfig(Config):
         from data_prep.segment import SEGMENTERS  # they are built on this file
 
         return SEGMENTERS.check(value)
+
+    @model_validator(mode="after")
+    def _belongs_to_kind(self) -> SegmentConfig:
+        if self.user_dictionary is not None and self.kind != "jieba":
+            raise ValueError(f"user_dictionary is read by kind: jieba only, not by {self.kind}; remove it")
+        if self.model is not None and self.kind != "ltp":
+            raise ValueError(f"model is read by kind: ltp only, not by {self.kind}; remove it")
+        if self.kind == "ltp" and self.model is None:
+            raise ValueError("kind: ltp needs model, the path of a word segmentation model of LTP's legacy kind")
+        return self
 
 
 BPE_SMALLEST = 261

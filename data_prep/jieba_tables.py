@@ -39,8 +39,8 @@ MIN_FLOAT = -3.14e100
 """``jieba.finalseg``'s log probability of what never happens."""
 HASH = np.uint64(0x9E3779B97F4A7C15)
 
-# A slot of ``pairs`` and ``front``: 30 bits of key (two ids), 20 of the weight's place in ``weights``, 12 of which third
-# characters may follow, and two marks. A slot of ``longer``: 46 bits of key, 16 of which characters may follow, a mark.
+# A slot of ``pairs`` and ``front``: 30 bits of key (two ids), 20 of the weight's place in ``weights``, 12 of which
+# third characters may follow, and two marks. A slot of ``longer``: 46 bits of key, 16 of what may follow, two marks.
 PAIR_KEY, PAIR_WEIGHT, PAIR_NEXT, N_PAIR_NEXT = 30, 30, 50, 12
 FRONT_BITS = 15
 UNLISTED = 62
@@ -69,8 +69,8 @@ class Tables(NamedTuple):
     front: NDArray[np.uint64]
     """The frequent ones among them again, only at home, in a table small enough for the cache of a core."""
     longer: NDArray[np.uint64]
-    """[2 slots]: beginnings of three and more characters: a slot's key, and its weight as a float64's bits. The key is
-    three ids, or (marked by the highest bit) the slot of the beginning without its last character, and that one's id."""
+    """[2 slots]: beginnings of three and more characters: a slot's key, and its weight as a float64's bits. The
+    key is three ids, or (marked by its highest bit) the slot of all but the last character, and that one's id."""
     pair_filter: NDArray[np.uint64]
     """Bits: 1 for the keys of ``pairs`` and few others."""
     long_filter: NDArray[np.uint64]
@@ -111,7 +111,9 @@ def describe_tables(user_dictionary: str | None) -> dict[str, str]:
     try:
         contents = [part.read_bytes() for part in parts]
     except OSError as error:
-        raise DataError(f"jieba in {folder} is not complete ({error}): `pip install --force-reinstall jieba`.") from None
+        raise DataError(
+            f"jieba in {folder} is not complete ({error}): `pip install --force-reinstall jieba`."
+        ) from None
     if user_dictionary is not None:
         contents.append(_read(user_dictionary))
     digest = xxhash.xxh3_128()
@@ -206,7 +208,7 @@ def word_tables(frequencies: Mapping[str, int], total: int, forced: Iterable[str
     levels: dict[int, list[str]] = {2: [], 3: []}
     for word in sorted(mass, key=lambda word: (-mass[word], word)):
         levels.setdefault(len(word), []).append(word)
-    marks = {word: 1 << FORCED for word in apart}
+    marks = dict.fromkeys(apart, 1 << FORCED)
     for word in mass:
         if not words.get(word[0]):
             marks[word] = marks.get(word, 0) | 1 << UNLISTED

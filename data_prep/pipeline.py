@@ -131,6 +131,10 @@ def reuse(config: DataConfig, folder: Path) -> Corpus:
         now_hash, then_hash = open_tokenizer(Path(vocab), config.tokenizer).hash, corpus.manifest["tokenizer"]["hash"]
         if now_hash != then_hash:
             changed.append(f"{vocab}: its entries are not those that the data was prepared with")
+    words = config.segment.user_dictionary
+    dictionary_read = words is not None and Path(words).exists()
+    if dictionary_read and describe_segmenter(config.segment) != corpus.manifest["segmenter"]:
+        changed.append(f"{words}: it or jieba is not what the data was prepared with")
     if changed:
         shown = "\n  - ".join(changed[:20])
         raise DataError(

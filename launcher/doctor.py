@@ -200,9 +200,9 @@ def open_files(needed: int = 1024) -> Finding:
 
 def segmenter() -> Finding:
     try:
-        return Finding("rjieba", "ok", importlib.metadata.version("rjieba"))
+        return Finding("jieba", "ok", importlib.metadata.version("jieba"))
     except importlib.metadata.PackageNotFoundError:
-        return Finding("rjieba", "fail", "not installed", "make install, or data.segment.kind=none (no whole words)")
+        return Finding("jieba", "fail", "not installed", "make install, or data.segment.kind=none (no whole words)")
 
 
 # ---------------------------------------------------------------- with torch, in processes of its own

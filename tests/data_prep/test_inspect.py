@@ -36,6 +36,6 @@ def test_whole_words_are_drawn_masked(sample_corpus: Corpus) -> None:
 
 def test_totals(sample_corpus: Corpus) -> None:
     facts = totals(sample_corpus)
-    assert "rjieba" in facts["segmenter"]
+    assert "jieba 0.42" in facts["segmenter"]
     assert facts["masks"] == "stored, 3 views, rate 15%"
     assert facts["dropped documents"] == "none"

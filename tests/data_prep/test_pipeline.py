@@ -70,7 +70,7 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     splits = manifest["splits"]
     assert splits["train"]["documents"] + splits["held_out"]["documents"] == 60
     assert splits["held_out"]["documents"] == 6  # the exact quantile in a small corpus
-    assert manifest["segmenter"]["name"] == "rjieba" and manifest["segmenter"]["hash"]
+    assert manifest["segmenter"]["name"] == "jieba" and manifest["segmenter"]["hash"]
 
 
 def test_finished_data_is_kept(tmp_path: Path) -> None:

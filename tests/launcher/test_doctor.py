@@ -21,7 +21,7 @@ TORCH = {"cuda": False, "device": "cpu", "threads": 2, "bf16": True, "float32": 
 
 def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
     findings = {finding.what: finding for finding in doctor.examine(tmp_path / "runs" / "x")}
-    assert {"python", "torch", "cores", "memory", "output folder", "rjieba", "accelerator", "bf16", "two ranks"} <= set(
+    assert {"python", "torch", "cores", "memory", "output folder", "jieba", "accelerator", "bf16", "two ranks"} <= set(
         findings
     )
     assert not [f for f in findings.values() if f.state == "fail"]

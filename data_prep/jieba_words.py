@@ -23,9 +23,9 @@ from data_prep.jieba_tables import (
     UNLISTED,
 )
 
-U = np.uint64
+U: Any = np.uint64
 """Of indices: numba checks signed ones for being negative."""
-_u32 = np.uint32
+_u32: Any = np.uint32
 ZERO, TWO = U(0), U(2)
 NEVER = -np.inf
 PAIR_MASK, LONG_MASK = U((1 << PAIR_KEY) - 1), U((1 << LONG_KEY) - 1)

@@ -15,7 +15,7 @@ from configs.errors import DataError
 from data_prep.config import SegmentConfig
 from data_prep.segment import SEGMENTERS, describe_segmenter, open_segmenter
 
-RJIEBA = open_segmenter(SegmentConfig())
+RJIEBA = open_segmenter(SegmentConfig(kind="rjieba"))
 NONE = open_segmenter(SegmentConfig(kind="none"))
 PLAIN = rjieba.Jieba()
 
@@ -33,7 +33,7 @@ def test_rjieba_words() -> None:
 
 def test_hidden_markov_model_is_a_choice() -> None:
     text = "他来到了网易杭研大厦"  # 杭研 is not in the dictionary
-    without = open_segmenter(SegmentConfig(hmm=False))
+    without = open_segmenter(SegmentConfig(kind="rjieba", hmm=False))
     assert "杭研" in words(RJIEBA.word_starts(text), text)
     assert "杭研" not in words(without.word_starts(text), text)
 
@@ -76,7 +76,7 @@ def test_none_gives_whole_words_of_latin_text(sentence: str) -> None:
 
 
 def test_description_names_version_and_dictionary() -> None:
-    facts = describe_segmenter(SegmentConfig())
+    facts = describe_segmenter(SegmentConfig(kind="rjieba"))
     assert facts == RJIEBA.describe()
     assert facts["name"] == "rjieba"
     assert facts["version"][0].isdigit()
@@ -87,7 +87,7 @@ def test_description_names_version_and_dictionary() -> None:
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rjieba", None)
     with pytest.raises(DataError, match="pip install rjieba"):
-        open_segmenter(SegmentConfig())
+        open_segmenter(SegmentConfig(kind="rjieba"))
 
 
 def test_words_that_do_not_join_back_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

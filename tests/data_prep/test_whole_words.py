@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jieba
 import numpy as np
 import pytest
 import rjieba
@@ -80,11 +81,12 @@ def test_words_of_a_dutch_sentence() -> None:
     assert words_of(shared(), "de brug, de regen!", "none") == ["de", "brug", ",", "de", "regen", "!"]
 
 
-def test_words_of_chinese_are_those_of_rjieba() -> None:
+@pytest.mark.parametrize(("kind", "cut"), [("jieba", jieba.lcut), ("rjieba", rjieba.cut)])
+def test_words_of_chinese_are_those_of_the_segmenter(kind: str, cut: Any) -> None:
     tokenizer = only_bytes()
     text = "我们在北京大学学习。今天天气很好！"
-    assert words_of(tokenizer, text, "rjieba") == rjieba.cut(text)
-    mixed = words_of(tokenizer, "我们 use BERT models", "rjieba")
+    assert words_of(tokenizer, text, kind) == cut(text)
+    mixed = words_of(tokenizer, "我们 use BERT models", kind)
     assert mixed == ["我们", "use", "BERT", "models"]
 
 

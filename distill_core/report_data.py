@@ -8,7 +8,7 @@ from configs.loader import to_yaml
 from distill_core.outcome import Outcome
 from distill_core.report_facts import Table, show
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "rjieba", "zhengliu")
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "jieba", "zhengliu")
 
 
 def vocabulary(manifest: dict[str, Any]) -> str | None:

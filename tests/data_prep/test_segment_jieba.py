@@ -54,10 +54,12 @@ def check(text: str, theirs: Any = JIEBA, ours: dict[bool, Segmenter] = OURS) ->
 TRICKY = [
     "穿T恤的人在卡拉OK唱歌，AA制，B超、IC卡和阿Q正传；t恤、卡拉ok、aa制不是词",
     "AT&T用C++和c#写，3.14%、1.2.3、5%%、a.b-c_d、v1.0rc2、100%纯棉、.5、5.、%、a+b=c&d#e",
-    "１２３全角ＡＢＣ，ⅣⅤ①②", "𠀀𪜀我们𠮷野家😀👩‍👩‍👧好", "\r\n一\r\r\n\n二\t三\u3000四\u2028五\x85\x00", "\r", "\n\r\n\r",
-    "龥龦龻鿕鿖㐀一", "他来到了网易杭研大厦", "小明硕士毕业于中国科学院计算所，后在日本京都大学深造", "的了是我你他在有和就不人都一",
+    "１２３全角ＡＢＣ，ⅣⅤ①②", "𠀀𪜀我们𠮷野家😀👩‍👩‍👧好",
+    "\r\n一\r\r\n\n二\t三\u3000四\u2028五\x85\x00", "\r", "\n\r\n\r", "a", "我", "我a", "a我",
+    "龥龦龻鿕鿖㐀一", "他来到了网易杭研大厦", "小明硕士毕业于中国科学院计算所，后在日本京都大学深造",
+    "的了是我你他在有和就不人都一",
     "工信处女干事每月经过下属科室都要亲口交代24口交换机等技术性器件的安装工作", "中华人民共和国中华人民共和国",
-    "不不不不不不不不不不不", "a", "我", "我a", "a我", "----", "我--你", "γ射线和α粒子", "韩玉鉴赏李小福是创新办主任也是云计算方面的专家",
+    "不不不不不不不不不不不", "----", "我--你", "γ射线和α粒子", "李小福是创新办主任也是云计算方面的专家",
 ]  # fmt: skip
 
 
@@ -147,17 +149,17 @@ def with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 def test_user_dictionary(with_words: Callable[..., tuple[Any, dict[bool, Segmenter]]]) -> None:
     """With a frequency, without (jieba suggests one), with a tag, and 0: cut apart, also where the model joins it."""
-    content = (
-        "\ufeff云计算 5\n李小福 2 nr\n创新办\n台中\neasy_install 3 eng\n好用 300\n韩玉赏鉴 nz\n\n八一双鹿 3 nz\n杭研 0\n"
-        "石墨 0\n一 0\n今天天气 0\n今天 0\n磨损严 0\n磨损严 7\nK2\n一二三四五六七八九十一二三四五六七八九十 9\n王小明天 100000 nr\n"
-    )
-    theirs, ours = with_words(content)
+    content = """\ufeff云计算 5\n李小福 2 nr\n创新办\n台中\neasy_install 3 eng\n好用 300\n韩玉赏鉴 nz\n\n八一双鹿 3 nz
+杭研 0\n石墨 0\n一 0\n今天天气 0\n今天 0\n磨损严 0\n磨损严 7\nK2\n一二三四五六七八九十一二三四五六七八九十 9
+王小明天 100000 nr\n"""
     texts = [
-        "李小福是创新办主任也是云计算方面的专家", "例如我输入一个带“韩玉赏鉴”的标题", "easy_install is great K2", "台中正确应该不会被切开",
-        "他来到了网易杭研大厦，杭研，在杭研工作", "石墨烯和石墨，今天天气很好，今天天一一一个", "磨损严重，八一双鹿", "一二三四五六七八九十一二三四五六七八九十啊",
-        "王小明天来，一",
+        "李小福是创新办主任也是云计算方面的专家", "例如我输入一个带“韩玉赏鉴”的标题", "easy_install is great K2",
+        "他来到了网易杭研大厦，杭研，在杭研工作", "石墨烯和石墨，今天天气很好，今天天一一一个", "磨损严重，八一双鹿",
+        "台中正确应该不会被切开", "一二三四五六七八九十一二三四五六七八九十啊", "王小明天来，一",
     ]  # fmt: skip
-    assert "云计算" in theirs.lcut(texts[0]) and "杭研" not in theirs.lcut(texts[4]) and "杭研" in JIEBA.lcut(texts[4])
+    assert "云计算" not in JIEBA.lcut(texts[0]) and "杭研" in JIEBA.lcut(texts[3])
+    theirs, ours = with_words(content)
+    assert "云计算" in theirs.lcut(texts[0]) and "杭研" not in theirs.lcut(texts[3])
     for text in [*texts, "".join(texts), *TRICKY]:
         check(text, theirs, ours)
 

@@ -19,7 +19,7 @@ from configs.errors import ConfigError, DataError
 from configs.loader import validate
 from data_prep import jieba_kernel, jieba_tables
 from data_prep.config import SegmentConfig
-from data_prep.segment import SEGMENTERS, describe_segmenter, open_segmenter
+from data_prep.segment import describe_segmenter, open_segmenter
 from data_prep.segment_base import Segmenter, code_points
 from tests.data_prep.awkward import LINES, SAMPLE_TEXT
 
@@ -95,6 +95,14 @@ def test_runs_that_are_longer_than_a_chunk() -> None:
     text = "".join(draw.choice(common) for _ in range(8 * jieba_kernel.CHUNK))
     check(text)
     check("龘" * (2 * jieba_kernel.CHUNK + 3) + "\n" + "ab" * jieba_kernel.CHUNK)
+
+
+def test_a_run_without_end_is_cut_once() -> None:
+    """So that memory is bounded; what is before and behind the cut is as always."""
+    longest = jieba_kernel.LONGEST_RUN
+    run = ("我们的中国a" * (longest // 6 + 500))[: longest + 2000]
+    starts = OURS[True].word_starts(f"好，{run}，好")[2:-2].tolist()
+    assert starts == [*OURS[True].word_starts(run[:longest]), *OURS[True].word_starts(run[longest:])]
 
 
 PIECES = st.one_of(
@@ -174,12 +182,11 @@ def test_words_inside_words_without_end(with_words: Callable[..., tuple[Any, dic
 
 def test_user_dictionary_is_part_of_the_description(tmp_path: Path) -> None:
     path = write(tmp_path, "云计算 5\n")
-    config = SegmentConfig(user_dictionary=path)
-    plain, own = describe_segmenter(SegmentConfig()), SEGMENTERS["jieba"](config).describe()
-    assert plain["name"] == own["name"] == "jieba" and plain["version"] == own["version"]
-    assert len({plain["hash"], own["hash"]}) == 2
+    plain, own = describe_segmenter(SegmentConfig()), jieba_tables.describe_tables(path)
+    assert plain == OURS[True].describe() == jieba_tables.describe_tables(None)
+    assert plain["name"] == own["name"] == "jieba" and plain["version"] == own["version"] == jieba.__version__
     write(tmp_path, "云计算 6\n")
-    assert describe_segmenter(config)["hash"] not in (plain["hash"], own["hash"])
+    assert len({plain["hash"], own["hash"], jieba_tables.describe_tables(path)["hash"]}) == 3
 
 
 @pytest.mark.parametrize("content", ["好 5\n".encode("gbk"), b"\xff\xfe"])
@@ -204,9 +211,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_segmenter(SegmentConfig())
 
 
-def test_tables_do_not_trust_files_that_jieba_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words that are added to the module's default dictionary do not reach ours."""
-    monkeypatch.setenv("ZHENGLIU_CACHE", str(tmp_path))
+def test_words_added_to_the_default_dictionary_of_jieba_do_not_reach_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jieba.dt, "FREQ", {"我们的": 10**9})
     monkeypatch.setattr(jieba.dt, "initialized", True)
-    assert words(open_segmenter(SegmentConfig()), "我们的中国") == JIEBA.lcut("我们的中国")
+    assert jieba_tables.read_dictionary(None) == (JIEBA.FREQ, JIEBA.total, set())

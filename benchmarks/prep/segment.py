@@ -1,7 +1,7 @@
 """Word segmentation against jieba: the share of equal boundaries, and the speed, with and without its model.
 
-``python -m benchmarks.prep.segment FILES...`` (text, or ``.jsonl.gz`` with a ``text`` in each record). All take turns in
-one process on one core; process time; medians. Figures are for the text given, so ratios are what to compare.
+``python -m benchmarks.prep.segment FILES...`` (text, or ``.jsonl.gz`` with a ``text`` in each record). All take turns
+in one process on one core; process time; medians. Figures are for the text given, so ratios are what to compare.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def _build(user_dictionary: str | None) -> Tables:
     return Tables(**word_tables(frequencies, total, forced), **model_tables())
 
 
-def model_tables() -> dict[str, NDArray[np.float64]]:
+def model_tables() -> dict[str, NDArray[Any]]:
     """``emit``, ``start`` and ``moves`` of jieba's hidden Markov model."""
     from jieba.finalseg import emit_P, start_P, trans_P
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import resource
 import shutil
 import struct
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from configs.errors import DataError, output_error
+from data_prep.atomic import aside_of, put_into_place, sync, write_json
 
 MAGIC = b"MMIDIDX\x00\x00"
 # Megatron has no uint32; ids stay below 2**31, so its int32 is the same bytes.
@@ -47,7 +46,7 @@ class ShardWriter:
     def __init__(self, final: Path, dtype: np.dtype[Any]) -> None:
         self.final = final
         self.dtype = dtype
-        self.aside = final.parent / f".tmp-{uuid.uuid4().hex}"
+        self.aside = aside_of(final)
         try:
             self.splits = {name: SplitWriter(self.aside / name, dtype) for name in SPLITS}
         except OSError as error:
@@ -72,10 +71,7 @@ class ShardWriter:
         write_manifest(self.aside, {**facts, "files": files})
         for folder in sorted({p.parent for p in self.aside.rglob("*")}):
             sync(folder)
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        os.replace(self.aside, self.final)
-        sync(self.final.parent)
+        put_into_place(self.aside, self.final, is_sound)
 
 
 @dataclass
@@ -154,33 +150,15 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes())
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write, sync and rename a small JSON file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
-
-
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+def write_manifest(folder: Path, content: dict[str, Any], name: str = "manifest.json") -> None:
     """Write ``folder/manifest.json`` with the format version and a checksum of itself."""
     content = {"format": FORMAT, **content}
-    write_json(folder / "manifest.json", {**content, "checksum": checksum(content)})
+    write_json(folder / name, {**content, "checksum": checksum(content)})
 
 
 def checksum(content: dict[str, Any]) -> str:
     """xxh3-128 of JSON values, whatever the order of the keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
-
-
-def sync(path: Path) -> None:
-    """fsync a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def file_hash(path: Path) -> str:
@@ -195,13 +173,13 @@ def file_hash(path: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a shard or corpus.
+def read_manifest(folder: Path, name: str = "manifest.json") -> dict[str, Any]:
+    """The manifest of a shard or corpus, or another file that was sealed like one.
 
     Raises:
         DataError: when it is missing, damaged, or of another format version.
     """
-    path = folder / "manifest.json"
+    path = folder / name
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]
@@ -237,6 +215,11 @@ def shard_trouble(folder: Path, thorough: bool) -> list[str]:
         elif thorough and file_hash(path) != facts["xxh3"]:
             troubles.append(f"{path} does not have the content it was written with (its hash differs).")
     return troubles
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether the shard is whole by its manifest and the sizes of its files."""
+    return not shard_trouble(folder, thorough=False)
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

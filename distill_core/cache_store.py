@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.errors import DataError, output_error
+from data_prep.atomic import sync, write_json
 from data_prep.corpus import Split, offsets_of, spread
-from data_prep.shards import checksum, file_hash, sync, write_json
+from data_prep.shards import checksum, file_hash
 from distill_core.batch import Stored
 
 FORMAT = 1

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError, output_error
 from configs.loader import differences
-from data_prep.shards import file_hash, sync
+from data_prep.atomic import sync
+from data_prep.shards import file_hash
 from distill_core.engine import Engine, FullState, Rank
 
 FILES = ("weights.safetensors", "moments.safetensors", "state.json")

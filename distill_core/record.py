@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import output_error
-from data_prep.shards import sync
+from data_prep.atomic import sync
 from distill_core.engine import Engine, Rank
 from distill_core.models import pretrained
 from distill_core.references.measure import reference_facts

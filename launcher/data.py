@@ -42,9 +42,9 @@ def inspect(folder: Path, split: str, count: int, first: int, view: int, console
 
 def verify(folder: Path) -> None:
     """Raise DataError naming every file that is not what its manifest says."""
-    from data_prep import pipeline
+    from data_prep.manifest import verify as verified
 
-    problems = pipeline.verify(folder)
+    problems = verified(folder)
     if problems:
         head = f"{folder} is damaged. Remove it (or the shards named here and manifest.json) and run `distill prep`."
         raise DataError("\n  - ".join([head, *problems]))

@@ -13,9 +13,11 @@ from launcher.watch import duration
 
 if TYPE_CHECKING:
     from data_prep.corpus import Corpus
-    from data_prep.pipeline import Progress as State
+    from data_prep.progress import Progress as State
 
 LINE_SECONDS = 10.0
+REASONS = 3
+"""Of so many reasons the live line tells how many documents they cost; the end and the report tell of all."""
 
 
 class Preparing:
@@ -44,7 +46,7 @@ class Preparing:
             self._draw(state)
         elif now - self._last >= LINE_SECONDS:
             self._last = now
-            line = f"data: {state.blocks}/{state.total_blocks} blocks, {facts(state)}"
+            line = f"data: {state.phase} {state.blocks}/{state.total_blocks} blocks, {facts(state)}"
             print(line, file=self.console.file, flush=True)
 
     def done(self, corpus: Corpus) -> None:
@@ -68,19 +70,23 @@ class Preparing:
 
     def _draw(self, state: State) -> None:
         if self._live is None:
-            columns = (TextColumn("[bold]data"), BarColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (TextColumn("[bold]data"), BarColumn(), TextColumn("{task.fields[facts]}", markup=False))
             self._live = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
             self._live.start()
         if self._task is None:
             self._task = self._live.add_task("", facts="")
-        self._live.update(self._task, total=state.total_blocks, completed=state.blocks, facts=facts(state))
+        self._live.update(self._task, total=state.total_blocks, completed=state.blocks, facts=f"{state.phase} {facts(state)}")
         self._live.refresh()
 
 
 def facts(state: State) -> str:
-    """Documents, speed and what is left, for a person."""
+    """Documents, speed, what is left and what was dropped so far, for a person."""
     rate = state.megabytes / state.seconds if state.seconds > 0 else 0.0
     words = [f"{state.documents:,} documents", f"{rate:.1f} MB/s"]
-    if 0 < state.blocks < state.total_blocks:
-        words.append(f"{duration(state.seconds * (state.total_blocks - state.blocks) / state.blocks)} left")
+    if state.remaining:
+        words.append(f"{duration(state.remaining)} left")
+    if state.dropped:
+        most = sorted(state.dropped.items(), key=lambda item: (-item[1], item[0]))
+        shown = [f"{count:,} {reason}" for reason, count in most[:REASONS]]
+        words.append(f"dropped: {', '.join([*shown, '...'] if len(most) > REASONS else shown)}")
     return ", ".join(words)

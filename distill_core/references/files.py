@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import DataError, output_error
-from data_prep.shards import file_hash, read_manifest, shard_trouble, sync, write_manifest
+from data_prep.atomic import sync
+from data_prep.shards import file_hash, read_manifest, shard_trouble, write_manifest
 from distill_core.engine import Rank
 
 MANIFEST = "manifest.json"

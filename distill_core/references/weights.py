@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.errors import DataError
-from data_prep.shards import sync
+from data_prep.atomic import sync
 from distill_core.models.encoder import Encoder
 from distill_core.references.config import ReferencesConfig
 from distill_core.references.encoder import ReferencedEncoder, encoder_of, referenced

@@ -9,19 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs.errors import DataError, OutputError
-from data_prep import pipeline
+from data_prep import manifest, phases, pipeline, plan
+from data_prep.block import prepare_block
 from data_prep.config import DataConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.pipeline import Progress, prepare, verify
+from data_prep.plan import Job
 from data_prep.readers.text import TextReader
-from data_prep.shards import read_manifest, write_manifest
+from data_prep.shards import read_manifest, shard_trouble, write_manifest
 from tests.data_prep.conftest import sample_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +146,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
     config = small(tmp_path)
     whole = prepare(config, tmp_path / "whole")
     made: list[str] = []
-    real = pipeline.prepare_block
+    real = phases.prepare_block
 
     def interrupted(task):  # type: ignore[no-untyped-def]
         made.append(task.name)
@@ -153,7 +155,7 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
         return real(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "prepare_block", interrupted)
+        patch.setattr(phases, "prepare_block", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, tmp_path / "data")
     with pytest.raises(DataError, match="holds no prepared data"):
@@ -161,7 +163,8 @@ def test_an_interrupted_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data" / "shards" / ".tmp-left-behind").mkdir()
     resumed: list[Progress] = []
     again = prepare(config, tmp_path / "data", resumed.append)
-    assert len(resumed) == 1  # of two shards, only the second
+    assert [(state.blocks, state.total_blocks) for state in resumed] == [(1, 2), (2, 2)]  # only the second
+    assert resumed[0].remaining is None and resumed[1].remaining == 0
     assert tree(again.folder) == tree(whole.folder)
     assert again.hash == whole.hash
 
@@ -181,10 +184,10 @@ def test_a_killed_worker_is_an_error_not_a_hang(tmp_path: Path) -> None:
     program = (
         "import sys, os, signal\n"
         "from pathlib import Path\n"
-        "from data_prep import pipeline\n"
+        "from data_prep import phases, pipeline\n"
         "from tests.data_prep.test_pipeline import killer, small\n"
         "if __name__ == '__main__':\n"
-        "    pipeline.prepare_block = killer\n"
+        "    phases.prepare_block = killer\n"
         "    folder = Path(sys.argv[1])\n"
         "    try:\n"
         "        pipeline.prepare(small(folder, workers=2), folder / 'data')\n"
@@ -238,41 +241,6 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path) -> None:
     assert str(victim) in trouble
 
 
-def test_killed_anywhere_the_result_is_the_same(tmp_path: Path) -> None:
-    """SIGKILL of the whole preparation at several moments; each restart ends in the same bytes."""
-    config = small(tmp_path)
-    expected = tree(prepare(config, tmp_path / "whole").folder)
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom data_prep.pipeline import prepare\n"
-        "from tests.data_prep.test_pipeline import small\n"
-        "if __name__ == '__main__':\n"
-        "    print('ready', flush=True)\n"
-        "    prepare(small(Path(sys.argv[1])), Path(sys.argv[2]))\n"
-    )
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    rng = np.random.default_rng(0)
-    for trial in range(4):
-        target = tmp_path / f"data-{trial}"
-        # Each start writes the inputs again, and may be killed at that; with the old times they are the same inputs.
-        inputs = {p: (p.read_bytes(), p.stat()) for p in (tmp_path / "a.jsonl.gz", tmp_path / "b.txt")}
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(script), str(tmp_path), str(target)]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(float(rng.uniform(0.0, 0.6)))
-        process.kill()
-        process.wait()
-        for path, (content, stat) in inputs.items():
-            path.write_bytes(content)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        prepare(config, target)
-        assert {k.split("/")[-1]: v for k, v in tree(target).items()} == {
-            k.split("/")[-1]: v for k, v in expected.items()
-        }
-
-
 def test_finished_data_may_be_locked(tmp_path: Path) -> None:
     """Several runs share a folder: none of them waits for, or fails on, another one that looks at it."""
     config = small(tmp_path)
@@ -302,29 +270,81 @@ def test_a_changed_manifest_is_found(tmp_path: Path) -> None:
         Corpus.open(folder)
 
 
-def test_a_tokenizer_of_other_text_is_not_reused(tmp_path: Path) -> None:
-    """After a restart with changed sources, or with a given vocabulary in between, it is trained again."""
+@pytest.mark.parametrize("kept", ["tokenizer", "shards"])
+def test_a_begun_preparation_is_refused_to_another_one(tmp_path: Path, kept: str) -> None:
+    """As soon as a vocabulary or a shard is there, other settings or files are named and refused, and nothing goes."""
     config = small(tmp_path)
-    prepare(config, tmp_path / "data")
-    vocabulary = (tmp_path / "data" / "tokenizer" / "vocab.txt").read_bytes()
-    given = tmp_path / "vocab.txt"
-    given.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地春夏秋冬的是"]) + "\n", "utf-8")
-    (tmp_path / "data" / "manifest.json").unlink()
-    prepare(config.model_copy(update={"tokenizer": TokenizerConfig(vocab=str(given))}), tmp_path / "data")
-    (tmp_path / "data" / "manifest.json").unlink()
-    prepare(config, tmp_path / "data")
-    assert (tmp_path / "data" / "tokenizer" / "vocab.txt").read_bytes() == vocabulary
-    (tmp_path / "data" / "manifest.json").unlink()
+    folder = prepare(config, tmp_path / "data").folder
+    (folder / "manifest.json").unlink()
+    for name in {"tokenizer", "shards"} - {kept}:
+        shutil.rmtree(folder / name)
+    before = tree(folder)
+    with pytest.raises(DataError, match=r"seed: 1337 -> 1\n"):
+        prepare(config.model_copy(update={"seed": 1}), folder)
     text = (tmp_path / "b.txt").read_text(encoding="utf-8").replace("公园", "操场")
     (tmp_path / "b.txt").write_text(text, encoding="utf-8")
-    assert prepare(config, tmp_path / "data").hash == prepare(config, tmp_path / "fresh").hash
+    with pytest.raises(DataError, match=r"b\.txt: written to since \(of the same size\)"):
+        prepare(config, folder)
+    (tmp_path / "b.txt").write_text(text + "\n又一篇。", encoding="utf-8")
+    with pytest.raises(DataError, match=r"b\.txt: \d+ -> \d+ bytes"):
+        prepare(config, folder)
+    with pytest.raises(DataError, match=r"b\.txt: not among the sources any more"):
+        prepare(config.model_copy(update={"sources": config.sources[:1]}), folder)
+    assert tree(folder) == before
+    (folder / "plan.json").unlink()
+    with pytest.raises(DataError, match=r"no plan\.json that tells what they were made from"):
+        prepare(config, folder)
+
+
+def test_a_plan_that_nothing_was_made_of_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("只有一篇文章在这里。", encoding="utf-8")
+    config = sample_config(sources=[SourceConfig(path=str(tmp_path / "b.txt"))])
+    with pytest.raises(DataError, match="1 usable"):
+        prepare(config, tmp_path / "data")
+    assert (tmp_path / "data" / "plan.json").exists()
+    prepare(small(tmp_path), tmp_path / "data")
+
+
+def test_another_segmenter_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(tmp_path)
+    folder = prepare(config, tmp_path / "data").folder
+    (folder / "manifest.json").unlink()
+    other = {"name": "rjieba", "version": "0.0.1", "hash": ""}
+    monkeypatch.setattr(plan, "describe_segmenter", lambda config: other)
+    with pytest.raises(DataError, match=r"segmenter\.version: '.*' -> '0\.0\.1'"):
+        prepare(config, folder)
+
+
+def test_two_workers_on_one_block(tmp_path: Path) -> None:
+    """The second shard is thrown away: files of the first may be mapped already."""
+    job = begun(small(tmp_path), tmp_path / "data")
+    task = job.tasks[0]
+    facts = prepare_block(task)
+    inodes = {p: p.stat().st_ino for p in job.shard(task).rglob("*")}
+    assert prepare_block(task) == facts
+    assert {p: p.stat().st_ino for p in job.shard(task).rglob("*")} == inodes
+    assert [p.name for p in (tmp_path / "data" / "shards").iterdir()] == [task.name]
+
+
+def test_many_workers_on_one_block(tmp_path: Path) -> None:
+    job = begun(small(tmp_path), tmp_path / "data")
+    with ThreadPoolExecutor(4) as pool:
+        facts = list(pool.map(prepare_block, [job.tasks[1]] * 8))
+    assert all(one == facts[0] for one in facts)
+    assert shard_trouble(job.shard(job.tasks[1]), thorough=True) == []
+    assert [p.name for p in (tmp_path / "data" / "shards").iterdir()] == [job.tasks[1].name]
+
+
+def begun(config: DataConfig, folder: Path) -> Job:
+    with pipeline.locked(folder):
+        return pipeline.begin(config, folder)
 
 
 def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pipeline, "write_array", full)
+    monkeypatch.setattr(manifest, "write_bytes", full)
     with pytest.raises(OutputError, match="disk is full"):
         prepare(small(tmp_path), tmp_path / "data")
 

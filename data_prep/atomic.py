@@ -1,0 +1,118 @@
+"""Folders and files that appear under their final name only when they are whole, whoever is killed, and when."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ASIDE = ".tmp-"
+TRIES = 10
+
+
+def aside_of(final: Path) -> Path:
+    """A name beside ``final`` for what is not whole yet; it tells which process of which machine is at work on it."""
+    return final.parent / f"{ASIDE}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def put_into_place(aside: Path, final: Path, sound: Callable[[Path], bool]) -> None:
+    """Rename a whole and synced folder to its final name, where other processes may be putting the same one.
+
+    A sound folder that stands there already is kept, and ``aside`` removed: two workers on one block make the same
+    bytes, and readers may have mapped the first ones. A folder that is not sound makes room.
+
+    Args:
+        sound: whether a folder is whole.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+    """
+    for _ in range(TRIES):
+        try:
+            os.rename(aside, final)
+            sync(final.parent)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if sound(final):
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        damaged = aside_of(final)
+        with suppress(FileNotFoundError):  # another process was quicker
+            os.rename(final, damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that no part of it is ever left under its name."""
+    aside = aside_of(folder)
+    with suppress(FileNotFoundError):
+        os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(parent: Path, everything: bool = False) -> None:
+    """Remove what processes left unfinished in ``parent``: those of this machine that are gone.
+
+    Args:
+        everything: also of other machines, and what is still being made; whoever is at work on it fails.
+    """
+    for path in parent.glob(f"{ASIDE}*"):
+        node, _, pid = path.name.removeprefix(ASIDE).rpartition("-")[0].rpartition("-")
+        if everything or not node or (node == os.uname().nodename and not alive(pid)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def alive(pid: str) -> bool:
+    """Whether there is another process of that number here."""
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write, sync and rename a small JSON file."""
+    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write, sync and rename a file."""
+    aside = aside_of(path)
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """fsync everything in a folder that is about to be renamed."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)

@@ -1,0 +1,69 @@
+"""This machine's processes: one per core by default."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from configs.errors import DataError
+from data_prep.block import Task
+from data_prep.phases import Facts, Phase
+from data_prep.plan import Job, block_size
+from data_prep.progress import OnProgress, Tally
+
+# Spawned, not forked: tokenizers and numba keep threads, which do not survive a fork.
+START_METHOD = "spawn"
+
+
+def carry_out(job: Job, phase: Phase, workers: int | None, on_progress: OnProgress | None) -> None:
+    """Do what is missing of ``phase``, without its end.
+
+    Raises:
+        DataError: a worker was killed, or a source cannot be read on.
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+    missing = phase.missing(job)
+    tally = Tally(job, phase, [task.ordinal for task in missing], on_progress)
+    for facts in in_processes(phase, missing, workers):
+        tally.add(facts)
+
+
+def in_processes(phase: Phase, tasks: list[Task], workers: int | None) -> Iterator[Facts]:
+    """Results of the work as they come; a worker that dies is an error, not a hang."""
+    count = min(workers or os.cpu_count() or 1, len(tasks))
+    if count <= 1:
+        yield from map(phase.work, tasks)
+        return
+    context = multiprocessing.get_context(START_METHOD)
+    with ProcessPoolExecutor(count, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+        # The largest blocks first, so that no worker is left alone with one at the end.
+        running: dict[Future[Facts], Task] = {
+            pool.submit(phase.work, task): task for task in sorted(tasks, key=block_size, reverse=True)
+        }
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    yield future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"A preparation worker was killed while it worked on {task.block.path} or a block beside it (out of "
+                "memory, most often). Lower data.workers or data.block_megabytes and start again: finished shards are "
+                "kept."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """In a worker: end when the preparing process ends, even by SIGKILL (Linux; it would wait for work forever)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,50 @@
+"""The phases of preparation that work on each block by itself, and what is done once after all of them.
+
+Between ``plan.json`` and ``tasks.json`` (plan.py) and the manifest (manifest.py) every phase has the same form, so that
+all executors carry out all of them: ``work`` on the blocks that have no ``facts`` yet, in any order, on any machine,
+more than once if it happens; then ``close`` in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.block import Task, prepare_block
+from data_prep.manifest import write_corpus
+from data_prep.plan import Job
+from data_prep.shards import is_sound, read_manifest
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass over the blocks."""
+
+    name: str
+    facts: Callable[[Job, Task], Facts | None]
+    """What the finished work on a block has left on disk (``counts`` and more); None: it is to be done."""
+    work: Callable[[Task], Facts]
+    """Does it, and returns the same. A function of a module: it is sent to other processes by its name."""
+    close: Callable[[Job], None]
+    """After all blocks, in one process; harmless when it is done again."""
+
+    def missing(self, job: Job) -> list[Task]:
+        return [task for task in job.tasks if self.facts(job, task) is None]
+
+
+def shard_facts(job: Job, task: Task) -> Facts | None:
+    """The manifest of the shard, if that is whole."""
+    shard = job.shard(task)
+    return read_manifest(shard) if shard.is_dir() and is_sound(shard) else None
+
+
+def phases() -> list[Phase]:
+    """In the order in which they are carried out."""
+    return [Phase("shards", shard_facts, prepare_block, write_corpus)]
+
+
+def phase_of(name: str) -> Phase:
+    return next(phase for phase in phases() if phase.name == name)

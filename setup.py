@@ -50,14 +50,17 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
+        "cluster": ["datatrove>=0.10"],
         "ltp": ["ltp_extension>=0.1.13"],
         "dev": [
+            "datatrove>=0.10",
             "hypothesis>=6",
             "ltp_extension>=0.1.13",
             "mypy>=1.11",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
+            "ray>=2.40",
             "ruff>=0.6",
             "textbrewer>=0.2.1.post1",
             "types-PyYAML",

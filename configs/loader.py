@@ -98,7 +98,7 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
         if candidate.is_file():
             return candidate
     packaged = [p.relative_to(PACKAGED).with_suffix("").as_posix() for p in PACKAGED.rglob("*.yaml")]
-    packaged = sorted(name for name in packaged if not name.startswith("models/"))
+    packaged = sorted(name for name in packaged if not name.startswith(("models/", "clusters/")))
     near = difflib.get_close_matches(Path(path).stem, packaged, n=1)
     hint = f" Did you mean the packaged {near[0]!r}?" if near else f" Packaged: {', '.join(packaged)}."
     where = f" (named by `extends` in {beside})" if beside else ""

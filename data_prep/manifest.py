@@ -16,7 +16,6 @@ from configs.loader import identity as identity_of
 from data_prep.atomic import sweep, sync, write_bytes
 from data_prep.documents import Counts
 from data_prep.plan import Job, writing
-from data_prep.segment import describe_segmenter
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
 
 Splits = dict[str, Counter[str]]
@@ -79,7 +78,7 @@ def describe(job: Job, shards: list[dict[str, Any]], counts: Counter[str], split
             "hash": tokenizer.hash,
             "trained": config.tokenizer.vocab is None,
         },
-        "segmenter": describe_segmenter(config.segment),
+        "segmenter": job.segmenter,
         "variant": config.sequences.folder,
         "pairs": config.sequences.kind == "pairs",
         "max_length": config.sequences.max_length,

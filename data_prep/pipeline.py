@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from configs.cluster import ClusterConfig, SlurmCluster
 from configs.errors import DataError, OutputError, output_error
 from configs.loader import differences
 from configs.loader import identity as identity_of
@@ -24,21 +25,31 @@ from data_prep.executors import here
 from data_prep.manifest import verify
 from data_prep.phases import phases
 from data_prep.plan import Job, as_of_now, block_size, plan, refuse, settle, vocabulary_hash
-from data_prep.progress import OnProgress, Progress
+from data_prep.progress import OnProgress, Progress, watching
+from data_prep.readers import open_sources
 from data_prep.segment import describe_segmenter
 
-__all__ = ["Progress", "prepare", "verify"]
+__all__ = ["Progress", "describe", "prepare", "submit", "verify"]
 
 
-def prepare(config: DataConfig, folder: Path, on_progress: OnProgress | None = None) -> Corpus:
+def prepare(
+    config: DataConfig,
+    folder: Path,
+    on_progress: OnProgress | None = None,
+    cluster: ClusterConfig | None = None,
+) -> Corpus:
     """Prepare ``config.sources`` into ``folder``, or return at once when that is done already.
 
     Finished shards of an interrupted preparation are kept. The manifest is written last. Without sources it lists no
     shards, and the tokenizer is all there is.
 
+    Args:
+        cluster: where the blocks are worked on (not ``slurm``: see :func:`submit`); default: this machine's processes.
+
     Raises:
         DataError: a source, vocabulary or the whole corpus is unusable; the folder holds something else.
         OutputError: the folder cannot be written, or the disk is full.
+        LaunchError: processes of a cluster failed.
     """
     if (folder / "manifest.json").exists():  # without the lock: finished data may be read-only and in use
         return reuse(config, folder)
@@ -47,9 +58,42 @@ def prepare(config: DataConfig, folder: Path, on_progress: OnProgress | None = N
             return reuse(config, folder)
         job = begin(config, folder)
         for phase in phases():
-            here.carry_out(job, phase, config.workers, on_progress)
+            if cluster is None:
+                here.carry_out(job, phase, config.workers, on_progress)
+            else:
+                from data_prep.executors.cluster import carry_out  # datatrove is there only if asked for
+
+                with watching(job, phase, on_progress):
+                    carry_out(job, phase, cluster)
             phase.close(job)
         return Corpus.open(folder)
+
+
+def submit(config: DataConfig, folder: Path, cluster: SlurmCluster) -> list[str]:
+    """Do what comes before the blocks, hand the rest to Slurm and return the ids of its jobs; [] when all is done.
+
+    Raises: as :func:`prepare`.
+    """
+    from data_prep.executors import cluster as clusters
+
+    if (folder / "manifest.json").exists():
+        reuse(config, folder)
+        return []
+    with locked(folder):
+        return clusters.submit(begin(config, folder), cluster)
+
+
+def describe(config: DataConfig, folder: Path, cluster: ClusterConfig | None) -> str:
+    """What would be started, for ``--dry-run``; nothing is written."""
+    blocks = sum(len(reader.blocks(config.block_megabytes << 20)) for reader in open_sources(config))
+    head = f"# {blocks} blocks into {folder}"
+    if isinstance(cluster, SlurmCluster):
+        from data_prep.executors.cluster import scripts
+
+        return f"{head}\n\n{scripts(folder, blocks, cluster)}"
+    if cluster is None:
+        return f"{head}, {min(config.workers or os.cpu_count() or 1, blocks)} processes on this machine"
+    return f"{head}, {min(cluster.prep.tasks, blocks)} tasks, kind: {cluster.kind}"
 
 
 def begin(config: DataConfig, folder: Path) -> Job:

@@ -43,6 +43,7 @@ class Job:
     folder: Path
     readers: list[Reader]
     tasks: list[Task]
+    segmenter: dict[str, str]
 
     @classmethod
     def open(cls, folder: Path) -> Job:
@@ -63,7 +64,7 @@ class Job:
             Task(config, readers[block.source], block, ordinal, name, folder, facts["held_out_below"])
             for ordinal, (block, name) in enumerate(zip(blocks, facts["shards"], strict=True))
         ]
-        return cls(config, folder, readers, tasks)
+        return cls(config, folder, readers, tasks, facts["segmenter"])
 
     def shard(self, task: Task) -> Path:
         return self.folder / "shards" / task.name

@@ -61,17 +61,31 @@ def run(
 
 
 @app.command()
-def prep(run_file: Run, overrides: Overrides = None) -> None:
+def prep(
+    run_file: Run,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Cluster file: not this machine's processes.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be started, e.g. Slurm's scripts; stop.")] = False,
+) -> None:
     """Only the data: raw files to shards. Looks at `data:` alone and needs no PyTorch."""
+    from configs.cluster import load_cluster
     from launcher import launch
     from launcher.lock import folder_lock
     from launcher.runfile import open_prep
 
     config = open_prep(run_file, overrides or [])
-    Current.folder = config.folder
+    where = None if cluster is None else load_cluster(cluster)
     launch.check_sources(config.data, config.data_folder)
+    if dry_run:
+        from data_prep.pipeline import describe
+
+        typer.echo(describe(config.data, config.data_folder, where))
+        return
+    Current.folder = config.folder
     with folder_lock(config.folder):
-        launch.prepare_data(config.data, config.data_folder)
+        launch.prepare_data(config.data, config.data_folder, where)
 
 
 @data_app.command()

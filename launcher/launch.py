@@ -22,6 +22,7 @@ from launcher.lock import folder_lock
 from launcher.signals import stop_signals
 
 if TYPE_CHECKING:
+    from configs.cluster import ClusterConfig
     from data_prep.config import DataConfig
     from distill_core.config import RunConfig
     from launcher.backends import Backend
@@ -85,14 +86,24 @@ def check_sources(data: DataConfig, folder: Path) -> None:
         open_sources(data)
 
 
-def prepare_data(data: DataConfig, folder: Path) -> None:
-    """Raw files to shards; at once when they are there already."""
-    from data_prep.pipeline import prepare
+def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None = None) -> None:
+    """Raw files to shards; at once when they are there already. Jobs of Slurm are submitted and not waited for."""
+    from configs.cluster import SlurmCluster
+    from data_prep import pipeline
     from launcher.preparing import Preparing
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # preparation has a process per core already
+    if isinstance(cluster, SlurmCluster):
+        jobs = pipeline.submit(data, folder, cluster)
+        if jobs:
+            print(
+                f"data: submitted as Slurm jobs {', '.join(jobs)}; the last one makes {folder} complete. If one fails, "
+                "the same command submits what is missing.",
+                flush=True,
+            )
+            return
     with Preparing() as shown:
-        corpus = prepare(data, folder, shown.update)
+        corpus = pipeline.prepare(data, folder, shown.update, None if isinstance(cluster, SlurmCluster) else cluster)
         shown.done(corpus)
 
 

@@ -75,7 +75,9 @@ class Preparing:
             self._live.start()
         if self._task is None:
             self._task = self._live.add_task("", facts="")
-        self._live.update(self._task, total=state.total_blocks, completed=state.blocks, facts=f"{state.phase} {facts(state)}")
+        self._live.update(
+            self._task, total=state.total_blocks, completed=state.blocks, facts=f"{state.phase} {facts(state)}"
+        )
         self._live.refresh()
 
 

@@ -1,0 +1,247 @@
+"""Phases on a cluster, through datatrove's executors: local, Slurm, Ray.
+
+datatrove starts processes and numbers them; what is done is decided by our own files alone. A rank that finds its
+shards there does nothing, whatever datatrove's completion markers say, and every start asks all ranks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import data_prep
+from configs.cluster import ClusterConfig, PrepJobs, RayCluster, SlurmCluster
+from configs.errors import DataError, LaunchError, ZhengliuError
+from data_prep.atomic import write_bytes
+from data_prep.phases import Phase, phases
+from data_prep.plan import Job
+
+try:
+    from datatrove.executor.base import PipelineExecutor
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise DataError(
+        f"Work on a cluster needs datatrove ({error}): `pip install zhengliu[cluster]`, or leave --cluster away."
+    ) from None
+
+ROOT = Path(str(data_prep.__path__[0])).parent
+
+
+class Blocks(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+    """Rank r of n does its share of the blocks of a phase."""
+
+    name = "blocks"
+    type = "Zhengliu"
+
+    def __init__(self, folder: Path, phase: str, logs: Path) -> None:
+        super().__init__()
+        self.folder, self.phase, self.logs, self.where = folder, phase, logs, os.getcwd()
+
+    def run(self, data: object, rank: int = 0, world_size: int = 1) -> None:
+        """Carry out what is not done yet; the first error ends the rank and is left in a file."""
+        from data_prep.executors.ranks import carry_out_share
+
+        del data
+        os.chdir(self.where)  # relative paths of sources start there
+        try:
+            carry_out_share(self.folder, self.phase, rank, world_size)
+        except ZhengliuError as error:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.logs / f"rank-{rank:05d}.error", str(error).encode())
+            raise
+
+
+class Close(PipelineStep):  # type: ignore[misc]
+    """The end of a phase, after all ranks of it."""
+
+    name = "close"
+    type = "Zhengliu"
+
+    def __init__(self, folder: Path, phase: str) -> None:
+        super().__init__()
+        self.folder, self.phase, self.where = folder, phase, os.getcwd()
+
+    def run(self, data: object, rank: int = 0, world_size: int = 1) -> None:
+        from data_prep.executors.ranks import close_phase
+
+        del data, rank, world_size
+        os.chdir(self.where)
+        close_phase(self.folder, self.phase)
+
+
+def carry_out(job: Job, phase: Phase, cluster: ClusterConfig) -> None:
+    """Do what is missing of ``phase`` on a local or Ray cluster and wait for it; not its end.
+
+    Raises:
+        DataError, OutputError: what the first failed rank said.
+        LaunchError: ranks were lost without a word.
+    """
+    if not phase.missing(job):
+        return
+    folder = job.folder.absolute()
+    logs = logs_of(folder, phase)
+    executor = executor_of(cluster, [Blocks(folder, phase.name, logs)], tasks_of(job, cluster.prep), logs)
+    with ray_of(cluster) if isinstance(cluster, RayCluster) else quiet():
+        try:
+            executor.run()
+        except ZhengliuError:
+            raise
+        except Exception as error:  # whatever the engine raises when its processes die
+            raise LaunchError(f"The ranks of phase {phase.name} failed ({error}). Logs: {logs}.") from error
+    left = phase.missing(job)
+    if left:
+        said = [path.read_text(encoding="utf-8") for path in sorted(logs.glob("rank-*.error"))]
+        what = said[0] if said else "The ranks that had them ended without a word (out of memory, most often)."
+        raise LaunchError(
+            f"{len(left)} of {len(job.tasks)} blocks are not done. {what} Logs: {logs}. Start again: what is finished "
+            "is kept."
+        )
+
+
+def submit(job: Job, cluster: SlurmCluster) -> list[str]:
+    """Hand all phases to Slurm, each after the one before it; returns the ids of the jobs.
+
+    Raises:
+        LaunchError: sbatch cannot be called, or refuses.
+    """
+    chain = slurm_chain(job, cluster, job.folder.absolute() / "execution")
+    with quiet():
+        try:
+            chain[-1].run()  # it launches those that it depends on, first
+        except (OSError, ValueError) as error:
+            raise LaunchError(
+                f"sbatch cannot be called ({error}). Start this on a login node of the cluster."
+            ) from None
+        except Exception as error:
+            raise LaunchError(f"sbatch refused the job: {error}. See what it said above.") from None
+    return [str(executor.job_id) for executor in chain]
+
+
+def scripts(job_folder: Path, blocks: int, cluster: SlurmCluster) -> str:
+    """The batch scripts that :func:`submit` would hand over for so many blocks; nothing is written to the folder."""
+    final = job_folder.absolute() / "execution"
+    with tempfile.TemporaryDirectory() as place, quiet():
+        chain = slurm_chain(None, cluster, Path(place), job_folder.absolute(), blocks)
+        texts = []
+        for executor in chain:
+            arguments = executor.get_sbatch_args(min(executor.tasks, executor.max_array_size))
+            pickled = executor.logging_dir.resolve_paths("executor.pik")
+            text = executor.get_launch_file_contents(arguments, f"srun  -l -n 1 launch_pickled_pipeline {pickled}")
+            texts.append(f"# {executor.job_name}\n{text}".replace(place, str(final)))
+    return "\n".join(texts)
+
+
+def slurm_chain(
+    job: Job | None, cluster: SlurmCluster, place: Path, folder: Path | None = None, blocks: int = 0
+) -> list[Any]:
+    """Two executors for each phase: its ranks, and its end."""
+    if job is not None:
+        folder, blocks = job.folder.absolute(), len(job.tasks)
+    assert folder is not None
+    chain: list[Any] = []
+    for phase in phases():
+        logs = place / f"{phase.name}-{stamp()}"
+        tasks = min(cluster.prep.tasks, max(blocks, 1))
+        for name, step, count in (
+            ("", Blocks(folder, phase.name, logs), tasks),
+            ("-end", Close(folder, phase.name), 1),
+        ):
+            executor = executor_of(cluster, [step], count, Path(f"{logs}{name}"), f"zhengliu-{phase.name}{name}")
+            executor.depends = chain[-1] if chain else None
+            chain.append(executor)
+    return chain
+
+
+def executor_of(
+    cluster: ClusterConfig, steps: list[PipelineStep], tasks: int, logs: Path, name: str = ""
+) -> PipelineExecutor:
+    """datatrove's executor for a kind of cluster; every rank runs at every start."""
+    at_once = cluster.prep.at_once
+    common: dict[str, Any] = {
+        "pipeline": steps,
+        "tasks": tasks,
+        "logging_dir": str(logs),
+        "skip_completed": False,
+        "workers": -1 if at_once is None else min(at_once, tasks),
+    }
+    if isinstance(cluster, SlurmCluster):
+        from datatrove.executor.slurm import SlurmPipelineExecutor
+
+        return SlurmPipelineExecutor(
+            **common,
+            time=cluster.prep.time,
+            partition=cluster.partition,
+            mem_per_cpu_gb=cluster.prep.memory_gb,
+            job_name=name,
+            qos=cluster.qos or "",
+            env_command=environment_of(cluster),
+            sbatch_args={**({"account": cluster.account} if cluster.account else {}), **cluster.sbatch},
+            max_array_size=cluster.max_array_size,
+        )
+    if isinstance(cluster, RayCluster):
+        from datatrove.executor.ray import RayPipelineExecutor
+
+        return RayPipelineExecutor(**common, mem_per_cpu_gb=cluster.prep.memory_gb)
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    return LocalPipelineExecutor(**common, start_method="spawn")
+
+
+def environment_of(cluster: SlurmCluster) -> str:
+    """Shell lines after which a node finds this Python and this code."""
+    programs = Path(sys.executable).parent
+    command = cluster.environment or f'export PATH="{programs}:$PATH"'
+    return f'{command}\nexport PYTHONPATH="{ROOT}:$PYTHONPATH"'
+
+
+def tasks_of(job: Job, prep: PrepJobs) -> int:
+    return max(min(prep.tasks, len(job.tasks)), 1)
+
+
+def logs_of(folder: Path, phase: Phase) -> Path:
+    return folder / "execution" / f"{phase.name}-{stamp()}"
+
+
+def stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without datatrove's own messages on this process's terminal; the ranks' stay in their log files."""
+    from loguru import logger
+
+    logger.disable("datatrove")
+    try:
+        yield
+    finally:
+        logger.enable("datatrove")
+
+
+@contextmanager
+def ray_of(cluster: RayCluster) -> Iterator[None]:
+    """A connection to Ray, unless there is one."""
+    try:
+        import ray
+    except ImportError as error:
+        raise DataError(f"kind: ray needs Ray ({error}): `pip install 'ray>=2.40'`.") from None
+    ours = not ray.is_initialized()
+    if ours:
+        variables = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        try:
+            ray.init(address=cluster.address, runtime_env=variables, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise LaunchError(f"There is no Ray to talk to at {cluster.address or 'this machine'}: {error}") from None
+    try:
+        with quiet():
+            yield
+    finally:
+        if ours:
+            ray.shutdown()

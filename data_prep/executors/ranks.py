@@ -1,0 +1,38 @@
+"""What a rank of a cluster does. It knows nothing but the data folder: the plan there tells it everything."""
+
+from __future__ import annotations
+
+import heapq
+from pathlib import Path
+
+from data_prep.block import Task
+from data_prep.phases import phase_of
+from data_prep.plan import Job, block_size
+
+
+def share(tasks: list[Task], rank: int, ranks: int) -> list[Task]:
+    """The tasks of ``rank`` of ``ranks``: the largest first, each to whom had least before it.
+
+    A pure function of the plan: ranks that start at different times must agree on it, so what is finished counts too.
+    """
+    loads = [(0, number) for number in range(ranks)]
+    own = []
+    for task in sorted(tasks, key=lambda task: (-block_size(task), task.ordinal)):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + max(block_size(task), 1), number))
+        if number == rank:
+            own.append(task)
+    return own
+
+
+def carry_out_share(folder: Path, name: str, rank: int, ranks: int) -> None:
+    """Do the rank's part of a phase, as far as it is not done."""
+    job, phase = Job.open(folder), phase_of(name)
+    for task in share(job.tasks, rank, ranks):
+        if phase.facts(job, task) is None:
+            phase.work(task)
+
+
+def close_phase(folder: Path, name: str) -> None:
+    """The end of a phase."""
+    phase_of(name).close(Job.open(folder))

@@ -1,0 +1,145 @@
+"""Preparations killed at every step of their work with files and at random moments, and started again.
+
+``make test-prep-kill``. All starts are forked from this process, where everything is loaded already.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_prep.atomic import ASIDE
+from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SourceConfig, TokenizerConfig
+from data_prep.executors import here
+from data_prep.pipeline import prepare
+from data_prep.shards import read_manifest
+from tests.data_prep.conftest import sample_config
+from tests.data_prep.sabotage import Saboteur, end_of, forked, killed_after
+from tests.data_prep.test_pipeline import stable, tree
+
+pytestmark = [pytest.mark.kill, pytest.mark.timeout(600)]
+
+TRIALS = 50
+WORKERS = (1, 2, 4)
+KILLED = -9
+
+
+@dataclass
+class Bench:
+    """A small corpus, what comes out of it undisturbed, and a place for trials."""
+
+    config: DataConfig
+    expected: dict[str, str]
+    manifest: dict[str, object]
+    place: Path
+
+    def start(self, folder: Path, workers: int, before: Callable[[], object] = lambda: None) -> int:
+        """Begin a preparation in a child; its pid."""
+
+        def work() -> None:
+            here.START_METHOD = "fork"  # quick, and safe here: this process has no other threads
+            os.fsync = lambda handle: None  # SIGKILL loses nothing that was written; only a machine's end does
+            before()
+            prepare(self.config.model_copy(update={"workers": workers}), folder)
+
+        return forked(work, str(self.place / "log"))
+
+    def check_partial(self, folder: Path) -> dict[str, int]:
+        """What is there under a final name is as it will be at the end; returns inodes of finished shards' files."""
+        found = {name: hash for name, hash in tree(folder).items() if ASIDE not in name} if folder.exists() else {}
+        assert found.items() <= self.expected.items()
+        if (folder / "manifest.json").exists():
+            assert stable(read_manifest(folder)) == self.manifest
+        return {name: (folder / name).stat().st_ino for name in found if name.startswith("shards/")}
+
+    def check_whole(self, folder: Path, finished: dict[str, int]) -> None:
+        """All is as if nothing had happened; ``finished`` was not made again; nothing is left over."""
+        assert tree(folder) == self.expected
+        assert stable(read_manifest(folder)) == self.manifest
+        assert {name: (folder / name).stat().st_ino for name in finished} == finished
+
+    def log(self) -> str:
+        return (self.place / "log").read_text(encoding="utf-8")
+
+
+def bench_of(place: Path, files: int) -> Bench:
+    for number in range(files):
+        texts = [f"第{number}卷第{i}回说的是{'春夏秋冬'[i % 4]}天。天气很好，我们走了{i}里路！" for i in range(12)]
+        (place / f"{number}.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    small = {"masks": MaskConfig(views=1), "segment": SegmentConfig(kind="none")}
+    sources = [SourceConfig(path=str(place / f"{number}.txt")) for number in range(files)]
+    config = sample_config(sources=sources, tokenizer=TokenizerConfig(vocab_size=250), **small)
+    whole = prepare(config, place / "whole")
+    return Bench(config, tree(whole.folder), stable(whole.manifest), place)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return bench_of(tmp_path_factory.mktemp("kill"), 5)
+
+
+def test_killed_at_each_step_with_files(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, 2)
+    counter = Saboteur(None)
+    noted = bench.place / "steps"
+
+    def count() -> None:
+        os.fsync = lambda handle: None
+        counter.install()
+        prepare(bench.config, bench.place / "counted")
+        with open(noted, "w") as file:
+            file.write(str(counter.steps - 2))  # without these two
+
+    assert end_of(forked(count, str(bench.place / "log"))) == 0, bench.log()
+    steps = int(noted.read_text())
+    assert steps > 100  # all of them are seen: files of each shard, of the tokenizer, and beside them
+    for step in range(steps):
+        folder = bench.place / f"step-{step}"
+        assert end_of(bench.start(folder, 1, Saboteur(step).install)) == KILLED, bench.log()
+        finished = bench.check_partial(folder)
+        assert end_of(bench.start(folder, 1)) == 0, bench.log()
+        bench.check_whole(folder, finished)
+
+
+def test_killed_at_random_moments(bench: Bench) -> None:
+    """The whole process group, twice in a row, each start with another number of workers."""
+    draws, kills = random.Random(0), 0
+    began = time.monotonic()
+    assert end_of(bench.start(bench.place / "timed", 2)) == 0, bench.log()
+    usual = time.monotonic() - began
+    for trial in range(TRIALS):
+        folder = bench.place / f"trial-{trial}"
+        finished: dict[str, int] = {}
+        for again in range(2):
+            pid = bench.start(folder, WORKERS[(trial + again) % 3])
+            kills += killed_after(draws.uniform(0, usual), pid) == KILLED
+            after = bench.check_partial(folder)
+            assert finished.items() <= after.items()
+            finished = after
+        assert end_of(bench.start(folder, WORKERS[(trial + 2) % 3])) == 0, bench.log()
+        bench.check_whole(folder, finished)
+    assert kills >= TRIALS
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_one_hash_for_any_number_of_workers(bench: Bench, workers: int) -> None:
+    folder = bench.place / f"workers-{workers}"
+    assert end_of(bench.start(folder, workers)) == 0, bench.log()
+    bench.check_whole(folder, {})
+
+
+def test_what_other_machines_are_at_work_on_is_left_alone(bench: Bench) -> None:
+    """Until all shards are there: then nobody can need it."""
+    folder = bench.place / "others"
+    theirs = folder / "shards" / f"{ASIDE}another-machine-{os.getpid()}-0"
+    theirs.mkdir(parents=True)
+    assert killed_after(0.05, bench.start(folder, 1)) == KILLED
+    assert theirs.exists()
+    assert end_of(bench.start(folder, 1)) == 0, bench.log()
+    bench.check_whole(folder, {})

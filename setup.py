@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={
         "configs": ["*.yaml", "**/*.yaml"],
-        "data_prep": ["sample_corpus/*.txt", "sample_corpus/*.md"],
+        "data_prep": ["sample_corpus/*.txt", "sample_corpus/*.md", "templates/*.j2"],
         "distill_core": ["**/*.j2", "**/*.html", "**/*.yaml"],
     },
     install_requires=[

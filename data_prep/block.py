@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
+from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
 from data_prep.stream import Stream, raw_stream
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
@@ -101,6 +103,7 @@ def prepare_block(task: Task) -> dict[str, Any]:
     """Make the shard of ``task`` and put it into place; returns its manifest without the file list."""
     config, counts = task.config, Counts()
     tokenizer, segmenter = opened(config, task.data / "tokenizer")
+    unknown: Counter[str] = Counter()
     with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
         for stream in cleaned(config, task.reader, task.block, counts):
             encoded = encode(stream, tokenizer, segmenter, config.clean)
@@ -108,6 +111,7 @@ def prepare_block(task: Task) -> dict[str, Any]:
             held_out = hashes < np.uint64(task.held_out_below)
             writer.splits["train"].add(*encoded.chosen(~held_out))
             writer.splits["held_out"].add(*encoded.chosen(held_out))
+            note_unknown(unknown, encoded.texts_of(tokenizer.special_ids["unk"], LONGEST_PIECE))
             counts["short_units"] += encoded.short
             counts["characters"] += len(stream.chars)
             counts["bytes"] += size
@@ -117,6 +121,8 @@ def prepare_block(task: Task) -> dict[str, Any]:
             split.close()
             splits[name] = write_views(split, name, task, tokenizer)
         facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), "splits": splits}
+        train = writer.splits["train"].folder
+        facts["statistics"] = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)
         writer.finish(facts)
     return facts
 

@@ -252,6 +252,8 @@ class Corpus:
         self.has_text = bool(manifest["shards"])
         """False where a run without ``data.sources`` only has its tokenizer here."""
         self._splits: dict[str, Split] = {}
+        views = max((len(f["masked"]) for s in manifest["shards"] for f in s["splits"].values()), default=0)
+        allow_open_files(2 * len(manifest["shards"]) * (6 + 3 * views))
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
@@ -261,8 +263,6 @@ class Corpus:
             DataError: unless the manifest is there and every file of every shard has its size.
         """
         manifest = read_manifest(folder)
-        views = max((len(f["masked"]) for s in manifest["shards"] for f in s["splits"].values()), default=0)
-        allow_open_files(2 * len(manifest["shards"]) * (6 + 3 * views))
         for part in (folder, *(folder / "shards" / shard["name"] for shard in manifest["shards"])):
             troubles = shard_trouble(part, thorough=False)
             if troubles:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data_prep.config import CleanConfig
 from data_prep.segment import Segmenter
 from data_prep.sentences import cut
-from data_prep.stream import Ints, Stream
+from data_prep.stream import Chars, Ints, Stream, decoded
 from data_prep.tokenizer_base import Tokenizer
 
 
@@ -22,7 +22,8 @@ class Encoded:
 
     ``ids``: [T]; ``places``: int64 [T], the character of each token's start; ``counts``: int64 [u], tokens of each
     unit; ``firsts``: int64 [d + 1], the units of document i are ``firsts[i]:firsts[i + 1]``; ``starts``: bool [N], the
-    character begins a word; ``short``: units that were left out because they are too short.
+    character begins a word; ``chars``: uint32 [N], the characters; ``units``: int64 [u + 1], where each unit
+    begins in them; ``short``: units that were left out because they are too short.
     """
 
     ids: NDArray[np.integer]
@@ -30,6 +31,8 @@ class Encoded:
     counts: Ints
     firsts: Ints
     starts: NDArray[np.bool_]
+    chars: Chars
+    units: Ints
     short: int
 
     def chosen(
@@ -51,6 +54,20 @@ class Encoded:
         )
         return ids, continues, lengths[:units], sizes[:kept]
 
+    def texts_of(self, token: int, longest: int) -> list[str]:
+        """What stands in the text for each ``token``, up to the next token or the end of its unit.
+
+        Args:
+            longest: characters; longer texts are cut.
+        """
+        found = np.flatnonzero(self.ids == token)
+        stops = np.append(self.places[1:], 0)
+        filled = self.counts > 0
+        stops[np.cumsum(self.counts)[filled] - 1] = self.units[1:][filled]
+        begins = self.places[found]
+        ends = np.minimum(stops[found], begins + longest)
+        return [decoded(self.chars[a:b]) for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+
 
 def encode(stream: Stream, tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig) -> Encoded:
     """The units of cleaned documents as tokens; those that are too short are left out.
@@ -65,7 +82,7 @@ def encode(stream: Stream, tokenizer: Tokenizer, segmenter: Segmenter, rule: Cle
     n = _pack(stream.chars, starts, begins, ends, firsts, least, chars, packed, units, kept)
     size = int(units[n])
     ids, places, counts = tokenizer.encode_stream(chars[:size], units[: n + 1])
-    return Encoded(ids, places, counts, kept, packed[:size], len(begins) - n)
+    return Encoded(ids, places, counts, kept, packed[:size], chars[:size], units[: n + 1], len(begins) - n)
 
 
 @njit(cache=True, nogil=True)

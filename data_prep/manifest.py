@@ -14,8 +14,10 @@ import numpy as np
 from configs.errors import DataError
 from configs.loader import identity as identity_of
 from data_prep.atomic import sweep, sync, write_bytes
+from data_prep.corpus import Corpus
 from data_prep.documents import Counts
 from data_prep.plan import Job, writing
+from data_prep.report import write_report
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
 
 Splits = dict[str, Counter[str]]
@@ -36,6 +38,7 @@ def write_corpus(job: Job) -> None:
             check_splits(splits, counts)
         write_bytes(folder / "unigram.bin", unigram.astype("<i8").tobytes())
         manifest = describe(job, shards, counts, splits)
+        write_report(Corpus(folder, manifest), job.tokenizer, shards)
         sweep(folder)
         sweep(folder / "shards", everything=True)
         write_manifest(folder, manifest)

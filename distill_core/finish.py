@@ -16,8 +16,8 @@ from rich.text import Text
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
+from data_prep.page import Table as PageTable
 from data_prep.shards import file_hash
-from distill_core import report_facts
 from distill_core.config import RunConfig, trained
 from distill_core.data import CorpusSource, held_out_batches
 from distill_core.evaluate import fill_mask, latency, side_by_side, unigram
@@ -219,7 +219,7 @@ def models_table(outcome: Outcome) -> Table:
     return table
 
 
-def as_rich(facts: report_facts.Table) -> Table:
+def as_rich(facts: PageTable) -> Table:
     """A table of the report for the terminal."""
     table = Table(title=facts.title, title_justify="left", show_edge=False, pad_edge=False)
     for number, column in enumerate(facts.columns):

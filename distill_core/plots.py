@@ -6,53 +6,17 @@ Axes and text are drawn in ``currentColor``, so that a plot follows the page's l
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from data_prep.charts import PALETTE, style, svg
+
 Rows = list[dict[str, Any]]
-_INK = "#010203"  # a colour that nothing else has; it becomes currentColor
-PALETTE = ("#3b82f6", "#e5602f", "#12a37a", "#a855f7", "#d4a017", "#e0457b", "#0ea5b7", "#8b949e")
 STUDENT, TEACHER, UNIGRAM = PALETTE[0], PALETTE[1], PALETTE[7]
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "zhengliu",
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.grid": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.12,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE):
-        yield
 
 
 def training_curves(name: str, rows: Rows) -> str | None:
@@ -60,7 +24,7 @@ def training_curves(name: str, rows: Rows) -> str | None:
     terms = sorted({key for row in rows for key in row if key.startswith("loss/")} - {"loss/total"})
     if len(_series(rows, "loss/total")[0]) < 2:
         return None
-    with _style():
+    with style():
         both = len(terms) > 1
         figure = Figure(figsize=(9.2, 3.1), layout="constrained")
         axes = figure.subplots(1, 2 if both else 1, squeeze=False)[0]
@@ -78,14 +42,14 @@ def training_curves(name: str, rows: Rows) -> str | None:
                 axes[1].yaxis.set_minor_formatter("{x:g}" if max(values) < 20 * min(values) else NullFormatter())
             axes[1].set(title="terms, unweighted", xlabel="step")
             axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _svg(figure, f"train-{name}")
+        return svg(figure, f"train-{name}")
 
 
 def quality_curves(name: str, rows: Rows, unigram: dict[str, Any] | None) -> str | None:
     """Held-out loss and accuracy of student, teacher and unigram baseline over the steps of a stage."""
     if not _series(rows, "eval/student_loss")[0]:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(9.2, 3.1), layout="constrained")
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             _line(axes, rows, f"eval/student_{kind}", STUDENT, "this model", marker="o")
@@ -96,7 +60,7 @@ def quality_curves(name: str, rows: Rows, unigram: dict[str, Any] | None) -> str
                 axes.axhline(unigram[kind], color=UNIGRAM, linestyle=":", label="unigram baseline")
             axes.set(title=f"held-out masked-LM {kind}", xlabel="step")
             axes.legend(loc="best")
-        return _svg(figure, f"quality-{name}")
+        return svg(figure, f"quality-{name}")
 
 
 def bars(
@@ -105,7 +69,7 @@ def bars(
     """One horizontal bar a model, the first on top, with its value; ``baseline``: the unigram's, as a line."""
     if not values:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(4.5, 0.8 + 0.42 * len(values)), layout="constrained")
         axes = figure.subplots()
         colours = [TEACHER, *[STUDENT] * (len(values) - 1)]
@@ -120,7 +84,7 @@ def bars(
         axes.grid(visible=False)
         axes.tick_params(axis="x", bottom=False, labelbottom=False)
         axes.spines["bottom"].set_visible(False)
-        return _svg(figure, f"bars-{title}")
+        return svg(figure, f"bars-{title}")
 
 
 def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
@@ -133,19 +97,3 @@ def _line(
 ) -> None:
     steps, values = _series(rows, key)
     axes.plot(steps, values, color=colour, label=label, linestyle=style, marker=marker, markersize=4)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """``figure`` as an <svg> element whose ids are its own among several on one page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.DOTALL)  # its `*` would reach the whole page
-    # The page's font instead of matplotlib's; sizes stay.
-    text = re.sub(r"font: ([\w ]*?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
-    prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r"^<svg ", '<svg role="img" ', text)
-    return re.sub(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', r"\1", text)

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from data_prep.page import Code, Plot, Section, render
 from distill_core import report_data, report_evaluation, report_facts
 from distill_core.config import RunConfig
 from distill_core.model_card import TEMPLATES
 from distill_core.outcome import Outcome, read_outcome, write_text
 from distill_core.plots import bars, quality_curves, training_curves
-from distill_core.report_facts import Table
-
-
-@dataclass(frozen=True)
-class Code:
-    """A listing; ``folded`` away until it is wanted."""
-
-    title: str
-    language: str
-    text: str
-    folded: bool = True
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An <svg> element; ``wide``: takes the whole line. ``heading``: stands above it."""
-
-    svg: str
-    wide: bool = False
-    heading: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """Shown in this order: notes, tables, plots (HTML only), listings."""
-
-    title: str
-    notes: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    plots: list[Plot] = field(default_factory=list)
-    codes: list[Code] = field(default_factory=list)
 
 
 def write_report(config: RunConfig, folder: Path) -> Path:
@@ -75,25 +42,8 @@ def write_report(config: RunConfig, folder: Path) -> Path:
         "sections": [s for s in sections if s.notes or s.tables or s.plots or s.codes],
     }
     for name in ("report.md", "report.html"):
-        write_text(folder / name, render(f"{name}.j2", facts))
+        write_text(folder / name, render(f"{name}.j2", facts, TEMPLATES))
     return folder / "report.html"
-
-
-def render(template: str, facts: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=template == "report.html.j2",
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"svg": Markup, "cell": markdown_cell}
-    return environment.get_template(template).render(facts)
-
-
-def markdown_cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 # ---------------------------------------------------------------- sections

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from configs.loader import to_yaml
+from data_prep.page import Table
 from distill_core.outcome import Outcome
-from distill_core.report_facts import Table, show
+from distill_core.report_facts import show
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "numpy", "jieba", "zhengliu")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_prep.page import Table
 from distill_core.outcome import Outcome, Rows, read_json
-from distill_core.report_facts import Table, show
+from distill_core.report_facts import show
 
 NOTES = {
     "pseudo_perplexity": "Pseudo-perplexity masks every token of held-out sequences in turn. Per sentence: exp of the "

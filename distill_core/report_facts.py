@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from data_prep.page import Table
 from distill_core.config import AugmentStage, DistillStage, TrainedStage, made_from
 from distill_core.model_card import describe_objective, teacher_name
 from distill_core.models.config import EncoderConfig
@@ -16,16 +16,6 @@ LATENCY_NOTE = (
     "turns, repeat by repeat. Speed-up: the first model's median over this one's."
 )
 COURSE_POINTS = 6
-
-
-@dataclass(frozen=True)
-class Table:
-    """``text_columns``: so many from the left hold words, the others numbers (aligned right)."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    text_columns: int = 1
 
 
 def show(value: Any, form: str = "{}") -> str:

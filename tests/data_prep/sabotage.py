@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,12 @@ def forked(work: Callable[[], object], log: str) -> int:
     """Start ``work`` in a forked child with a process group of its own, its output in the file ``log``; its pid."""
     pid = os.fork()
     if pid:
+        with suppress(OSError):  # the child was quicker
+            os.setpgid(pid, pid)
         return pid
     status = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)

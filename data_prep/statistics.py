@@ -1,0 +1,155 @@
+"""What a shard notes about its text for the corpus report: lengths, frequent words, unknown pieces.
+
+All of it is small whatever the size of the block, depends on the block alone, and does not depend on batches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from data_prep.corpus import offsets_of
+from data_prep.hashing import GOLDEN, mix
+from data_prep.shards import map_array, read_index
+
+EDGES = [0, *sorted({step << power for power in range(24) for step in (2, 3)} | {1})]
+"""Borders of the length classes: 0, 1, 2, 3, 4, 6, 8, 12, 16, ... The last class has no end."""
+SAMPLE, STRETCH = 1 << 20, 4096
+"""Of a shard with more tokens, words are counted in evenly spaced stretches, which together have about ``SAMPLE``."""
+SLOTS = 1 << 17
+MOST_DISTINCT = SLOTS // 2
+"""Words and unknown pieces that come after so many different ones are not counted; the frequent come early."""
+TOP = 200
+"""So many words of one token are kept, and so many longer ones; and unknown pieces."""
+LONGEST_PIECE = 32
+
+Ints = NDArray[np.int64]
+
+
+def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> dict[str, Any]:
+    """Facts for the shard's manifest, read from its written training split.
+
+    Args:
+        folder: the split, with its tokens, index and the ``view`` of sequences.
+        unknown: what :func:`note_unknown` has counted.
+
+    Returns:
+        ``lengths``: counts by the classes of ``EDGES`` of ``documents``, ``units`` and ``sequences``, in tokens;
+        ``words``: [[token ids], count] of the most frequent ones, ``counted_tokens`` among which they were counted;
+        ``unknown``: [text, count].
+    """
+    index = read_index(folder / "tokens.idx")
+    units = index.lengths.astype(np.int64)
+    ends = offsets_of(units)
+    tokens = map_array(folder / "tokens.bin", dtype, (int(ends[-1]),))
+    bits = map_array(folder / "words.bits", "u1", ((len(tokens) + 7) // 8,))
+    path = folder / "sequences" / view
+    offsets = np.fromfile(path / "offsets.bin", "<i8")
+    pieces = np.fromfile(path / "pieces.bin", "<i8").reshape(-1, 2)
+    words, counted = frequent_words(tokens, bits)
+    return {
+        "lengths": {
+            "documents": classes(np.diff(ends[index.documents])),
+            "units": classes(units),
+            "sequences": classes(np.diff(offsets_of(pieces[:, 1])[offsets])),
+        },
+        "words": words,
+        "counted_tokens": counted,
+        "unknown": [[text, count] for text, count in most(unknown)],
+    }
+
+
+def classes(lengths: Ints) -> list[int]:
+    """How many lengths fall into each class of ``EDGES``, up to the last class that has any."""
+    place = np.searchsorted(np.array(EDGES), lengths, side="right") - 1
+    counts: list[int] = np.bincount(place, minlength=1).tolist() if len(lengths) else []
+    return counts
+
+
+def most(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TOP]
+
+
+def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[Any], int]:
+    """([[token ids], count] of the most frequent words, tokens that were looked at).
+
+    Args:
+        tokens: [T]; bits: packed continuation bits of them.
+    """
+    stretches = -(-len(tokens) // STRETCH)
+    every = max(1, stretches * STRETCH // SAMPLE)
+    hashes, counts = np.zeros(SLOTS, np.uint64), np.zeros(SLOTS, np.int64)
+    starts, sizes = np.zeros(SLOTS, np.int64), np.zeros(SLOTS, np.int64)
+    used, counted = 0, 0
+    for begin in range(0, len(tokens), STRETCH * every):
+        ids = np.asarray(tokens[begin : begin + STRETCH]).astype(np.int64)  # STRETCH is a multiple of 8
+        own = np.unpackbits(bits[begin // 8 : (begin + len(ids) + 7) // 8], count=len(ids), bitorder="little")
+        more = begin + len(ids) < len(tokens)
+        used = _count(ids, own.view(np.bool_), begin, more, used, hashes, counts, starts, sizes)
+        counted += len(ids)
+    found = np.flatnonzero(counts)
+    order = found[np.lexsort((starts[found], -counts[found]))]
+    kept = [*order[sizes[order] == 1][:TOP], *order[sizes[order] > 1][:TOP]]
+    return [[tokens[starts[k] : starts[k] + sizes[k]].tolist(), int(counts[k])] for k in kept], counted
+
+
+@njit(cache=True, nogil=True)
+def _count(
+    ids: Any, continues: Any, begin: int, more: bool, used: int, hashes: Any, counts: Any, starts: Any, sizes: Any
+) -> int:
+    """Count the words that begin in a stretch and end in it, in an open-addressing table; entries used afterwards."""
+    n = len(ids)
+    t = 0
+    while t < n and continues[t]:  # of a word that began before
+        t += 1
+    while t < n:
+        key = mix(np.uint64(ids[t]) + GOLDEN)
+        stop = t + 1
+        while stop < n and continues[stop]:
+            key = mix(key + np.uint64(ids[stop]) * GOLDEN + GOLDEN)
+            stop += 1
+        if stop == n and more:
+            break
+        slot = np.int64(key & np.uint64(len(hashes) - 1))
+        while counts[slot] > 0 and hashes[slot] != key:
+            slot = (slot + 1) & (len(hashes) - 1)
+        if counts[slot] > 0 or used < len(hashes) // 2:
+            if counts[slot] == 0:
+                used += 1
+                hashes[slot], starts[slot], sizes[slot] = key, begin + t, stop - t
+            counts[slot] += 1
+        t = stop
+    return used
+
+
+def note_unknown(counts: Counter[str], texts: list[str]) -> None:
+    """Count texts that became [UNK]."""
+    for text in texts:
+        piece = text.strip()
+        if piece and (piece in counts or len(counts) < MOST_DISTINCT):
+            counts[piece] += 1
+
+
+def merged(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of all shards together, in the same form; ``words`` as a Counter of tuples of ids."""
+    lengths: dict[str, list[int]] = {}
+    words: Counter[tuple[int, ...]] = Counter()
+    unknown: Counter[str] = Counter()
+    for one in shards:
+        for name, counts in one["lengths"].items():
+            total = lengths.setdefault(name, [0] * (len(EDGES)))
+            for place, count in enumerate(counts):
+                total[place] += count
+        words.update({tuple(ids): count for ids, count in one["words"]})
+        unknown.update(dict(one["unknown"]))
+    return {
+        "lengths": lengths,
+        "words": words,
+        "unknown": unknown,
+        "counted_tokens": sum(one["counted_tokens"] for one in shards),
+    }

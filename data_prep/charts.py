@@ -61,8 +61,9 @@ def histogram(title: str, edges: list[int], counts: list[int], xlabel: str) -> s
         figure = Figure(figsize=(4.5, 2.8), layout="constrained")
         axes = figure.subplots()
         axes.stairs(counts[first:last], edges[first : last + 1], fill=True, color=PALETTE[0])
-        if edges[last] > 50 * max(edges[first], 1):
-            axes.set_xscale("log")
+        if edges[first] > 0:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.set(title=title, xlabel=xlabel)
         axes.set_ylim(bottom=0)
         return svg(figure, f"histogram-{title}")

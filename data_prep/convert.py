@@ -64,15 +64,38 @@ def batches(corpus: Corpus, split: SplitName) -> Iterator[list[dict[str, Any]]]:
 
 @FORMATS.add("parquet")
 def to_parquet(rows: Iterator[list[dict[str, Any]]], out: Path) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"sequence_id": pa.uint64(), **dict.fromkeys(LABELS.values(), pa.int8())}
-    first = next(rows)  # a prepared split has sequences
-    schema = pa.schema([(name, types.get(name, pa.list_(pa.int32()))) for name in first[0]])
+    schema, rows = schema_of(rows)
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        for batch in itertools.chain([first], rows):
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+        write_tables(writer, schema, rows)
+
+
+@FORMATS.add("arrow")
+def to_arrow(rows: Iterator[list[dict[str, Any]]], out: Path) -> None:
+    """An Arrow stream, as `datasets` keeps its own (``Dataset.from_file``)."""
+    import pyarrow as pa
+
+    schema, rows = schema_of(rows)
+    with pa.OSFile(str(out), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        write_tables(writer, schema, rows)
+
+
+def schema_of(rows: Iterator[list[dict[str, Any]]]) -> tuple[Any, Iterator[list[dict[str, Any]]]]:
+    """The Arrow schema, and all rows again: a prepared split has some."""
+    import pyarrow as pa
+
+    types = {"sequence_id": pa.uint64(), **dict.fromkeys(LABELS.values(), pa.int8())}
+    first = next(rows)
+    schema = pa.schema([(name, types.get(name, pa.list_(pa.int32()))) for name in first[0]])
+    return schema, itertools.chain([first], rows)
+
+
+def write_tables(writer: Any, schema: Any, rows: Iterator[list[dict[str, Any]]]) -> None:
+    import pyarrow as pa
+
+    for batch in rows:
+        writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
 @FORMATS.add("jsonl")

@@ -89,8 +89,8 @@ def drops(manifest: dict[str, Any]) -> Table:
     return Table("Documents, kept and dropped by reason", ["", "documents", "share"], rows)
 
 
-def sources(shards: list[dict[str, Any]]) -> Table:
-    """One row a file, the largest first; those beyond ``MOST_SOURCES`` together."""
+def sources(shards: list[dict[str, Any]], most: int | None = MOST_SOURCES) -> Table:
+    """One row a file, the largest first; those beyond ``most`` together."""
     files: dict[str, Counter[str]] = {}
     for shard in shards:
         total = files.setdefault(shard["block"]["path"], Counter())
@@ -99,12 +99,12 @@ def sources(shards: list[dict[str, Any]]) -> Table:
         total["dropped"] += sum(counts.dropped.values())
         total["tokens"] += sum(split["tokens"] for split in shard["splits"].values())
     ordered = sorted(files.items(), key=lambda item: (-item[1]["tokens"], item[0]))
-    shown = ordered[:MOST_SOURCES]
-    if len(ordered) > MOST_SOURCES:
-        rest: Counter[str] = Counter()
-        for _, total in ordered[MOST_SOURCES:]:
-            rest.update(total)
-        shown = [*shown, (f"{len(ordered) - MOST_SOURCES:,} more files", rest)]
+    shown = ordered[:most]
+    rest: Counter[str] = Counter()
+    for _, total in ordered[len(shown) :]:
+        rest.update(total)
+    if rest:
+        shown = [*shown, (f"{len(ordered) - len(shown):,} more files", rest)]
     columns = ["file", "documents", "dropped", "characters", "MB", "tokens"]
     rows = [
         [

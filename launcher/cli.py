@@ -114,11 +114,20 @@ def verify(run_file: Run, overrides: Overrides = None) -> None:
 
 
 @data_app.command()
+def count(run_file: Run, overrides: Overrides = None) -> None:
+    """Documents, characters, bytes and tokens of each file, and documents dropped by reason."""
+    from launcher import data
+    from launcher.runfile import open_prep
+
+    data.count(open_prep(run_file, overrides or []).data_folder)
+
+
+@data_app.command()
 def convert(
     run_file: Run,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, e.g. train.parquet.")],
     overrides: Overrides = None,
-    to: Annotated[str | None, typer.Option(help="parquet or jsonl; default: by the name of OUT.")] = None,
+    to: Annotated[str | None, typer.Option(help="parquet, arrow or jsonl; default: by the name of OUT.")] = None,
     split: Split = "train",
 ) -> None:
     """Write the prepared sequences out for other tools: ids and word numbers, one row a sequence."""
@@ -183,7 +192,8 @@ def monitor(
     from launcher import curves
     from launcher.runfile import open_prep
 
-    raise typer.Exit(curves.serve(open_prep(run_file, overrides or []).folder, port))
+    config = open_prep(run_file, overrides or [])
+    raise typer.Exit(curves.serve(config.folder, port, config.data_folder))
 
 
 @app.command(name="try")

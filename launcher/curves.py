@@ -1,4 +1,4 @@
-"""``distill monitor``: the TensorBoard program over a run's curves."""
+"""``distill monitor``: the TensorBoard program over a run's curves and its corpus."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from configs.errors import DataError
 HOST = "127.0.0.1"
 
 
-def command(folder: Path, port: int) -> list[str]:
+def command(folder: Path, port: int, corpus: Path | None = None) -> list[str]:
     guard = str(Path(__file__).with_name("guard.py"))
-    words = ["-P", "-m", "tensorboard.main", "--logdir", str(folder / "stages"), "--host", HOST, "--port", str(port)]
+    where = ["--logdir", str(folder / "stages")]
+    if corpus is not None and corpus.is_dir():  # only this folder of the data: the others would be searched, too
+        where = ["--logdir_spec", f"stages:{folder / 'stages'},corpus:{corpus}"]
+    words = ["-P", "-m", "tensorboard.main", *where, "--host", HOST, "--port", str(port)]
     return [sys.executable, "-I", "-S", guard, str(os.getpid()), sys.executable, *words]
 
 
-def serve(folder: Path, port: int) -> int:
+def serve(folder: Path, port: int, data: Path | None = None) -> int:
     """Run TensorBoard until it ends or is stopped; its exit status.
 
     Raises:
@@ -28,7 +31,7 @@ def serve(folder: Path, port: int) -> int:
         raise DataError(f"There is no run in {folder}; start it first, or check `name` and `output`.")
     print(f"TensorBoard: http://{HOST}:{port}/   (Ctrl-C ends it)")
     print(f"From another machine: ssh -L {port}:{HOST}:{port} THIS_HOST, then open the same address there.", flush=True)
-    process = subprocess.Popen(command(folder, port))
+    process = subprocess.Popen(command(folder, port, data and data / "tensorboard"))
     try:
         return process.wait()
     finally:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from configs.errors import ConfigError, DataError, OutputError
 from data_prep import inspect as drawing
 from data_prep.corpus import Corpus, SplitName
+from data_prep.shards import read_manifest
 
 MASKED = "bold red"
 
@@ -49,6 +51,23 @@ def verify(folder: Path) -> None:
         head = f"{folder} is damaged. Remove it (or the shards named here and manifest.json) and run `distill prep`."
         raise DataError("\n  - ".join([head, *problems]))
     print(f"{folder}: every file is as it was written.")
+
+
+def count(folder: Path, console: Console | None = None) -> None:
+    """Print the tables of what was read and dropped, every file with a row of its own."""
+    from data_prep import report
+
+    manifest = read_manifest(folder)
+    shards = [read_manifest(folder / "shards" / shard["name"]) for shard in manifest["shards"]]
+    console = console or Console(highlight=False)
+    for table in (report.drops(manifest), report.sources(shards, most=None)):
+        drawn = Table(title=table.title, title_justify="left", show_edge=False, pad_edge=False)
+        for number, column in enumerate(table.columns):
+            words = number < table.text_columns
+            drawn.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        for row in table.rows:
+            drawn.add_row(*map(Text, row))
+        console.print(drawn)
 
 
 def convert(folder: Path, split: str, to: str | None, out: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from configs.errors import ConfigError, OutputError
 from data_prep.convert import FORMATS, convert
@@ -16,6 +17,9 @@ def rows(path: Path) -> list[dict[str, list[int]]]:
     if path.suffix == ".parquet":
         found: list[dict[str, list[int]]] = pq.read_table(path).to_pylist()
         return found
+    if path.suffix == ".arrow":
+        read: list[dict[str, list[int]]] = Dataset.from_file(str(path)).to_list()
+        return read
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

@@ -54,3 +54,11 @@ def test_it_is_never_open_to_the_network(tmp_path: Path) -> None:
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert "--bind_all" not in words
     assert words[words.index("--logdir") + 1] == str(tmp_path / "stages")
+
+
+def test_the_corpus_s_page_is_shown_too(tmp_path: Path) -> None:
+    corpus = tmp_path / "data" / "tensorboard"
+    assert "--logdir" in curves.command(tmp_path, 6006, corpus)
+    corpus.mkdir(parents=True)
+    words = curves.command(tmp_path, 6006, corpus)
+    assert words[words.index("--logdir_spec") + 1] == f"stages:{tmp_path / 'stages'},corpus:{corpus}"

@@ -6,11 +6,12 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from data_prep.progress import Progress
 from launcher import preparing, watch
 from launcher.watch import Watch, describe, duration
 
@@ -96,10 +97,9 @@ def test_duration(seconds: float, text: str) -> None:
 # ---------------------------------------------------------------- preparation
 
 
-def state(blocks: int) -> Any:
-    return SimpleNamespace(
-        blocks=blocks, total_blocks=4, documents=1000 * blocks, megabytes=8.0 * blocks, seconds=4.0 * blocks
-    )
+def state(blocks: int, **dropped: int) -> Progress:
+    remaining = 4.0 * (4 - blocks) if blocks else None
+    return Progress("shards", blocks, 4, 1000 * blocks, 8.0 * blocks, 4.0 * blocks, remaining, dropped)
 
 
 def corpus() -> Any:
@@ -115,7 +115,7 @@ def test_preparation_in_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
         line.update(state(1))
         line.done(corpus())
     first, last = out.getvalue().splitlines()
-    assert first == "data: 1/4 blocks, 1,000 documents, 2.0 MB/s, 0:12 left"
+    assert first == "data: shards 1/4 blocks, 1,000 documents, 2.0 MB/s, 0:12 left"
     assert "prepared in 0:00" in last
     assert "1,234 train, 56 held_out" in last
     assert "documents dropped: 2 undecodable" in last
@@ -140,5 +140,11 @@ def test_preparation_on_a_terminal() -> None:
 
 
 def test_what_is_left_is_not_guessed_at_either_end() -> None:
-    assert "left" not in preparing.facts(cast(Any, state(4)))
-    assert preparing.facts(cast(Any, SimpleNamespace(**{**vars(state(0)), "seconds": 0.0}))) == "0 documents, 0.0 MB/s"
+    assert "left" not in preparing.facts(state(4))
+    assert preparing.facts(state(0)) == "0 documents, 0.0 MB/s"
+
+
+def test_drops_are_counted_live_the_most_frequent_reasons_first() -> None:
+    shown = preparing.facts(state(2, empty=3, no_text=1200, not_json=3, too_short=1))
+    assert shown.endswith("dropped: 1,200 no_text, 3 empty, 3 not_json, ...")
+    assert preparing.facts(state(2, empty=3)).endswith("left, dropped: 3 empty")

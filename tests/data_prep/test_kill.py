@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from data_prep import report
 from data_prep.atomic import ASIDE
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SourceConfig, TokenizerConfig
 from data_prep.executors import here
@@ -66,6 +67,14 @@ class Bench:
 
     def log(self) -> str:
         return (self.place / "log").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_plots() -> Iterator[None]:
+    """Drawing takes longer than all the rest of a preparation so small, and touches no file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "histogram", lambda *_: None)
+        yield
 
 
 def bench_of(place: Path, files: int) -> Bench:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import statistics
-from data_prep.config import SourceConfig, TokenizerConfig
+from data_prep.config import SegmentConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.pipeline import prepare
 from data_prep.plan import Job
@@ -133,7 +133,8 @@ def test_the_page_of_many_files(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text(
             f"第{number}篇文章说的是不同的事情。\n" * (number + 1), encoding="utf-8"
         )
-    corpus = prepare(sample_config(sources=[SourceConfig(path=str(tmp_path / "*.txt"))]), tmp_path / "data")
+    everything = [SourceConfig(path=str(tmp_path / "*.txt"))]
+    corpus = prepare(sample_config(sources=everything, segment=SegmentConfig(kind="none")), tmp_path / "data")
     page = (corpus.folder / "report.html").read_text(encoding="utf-8")
     assert "3 more files" in page
 

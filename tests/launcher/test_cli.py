@@ -52,7 +52,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("verb", [[v] for v in VERBS] + [["data", v] for v in ("inspect", "verify", "convert")])
+@pytest.mark.parametrize("verb", [[v] for v in VERBS] + [["data", v] for v in ("inspect", "verify", "count", "convert")])
 def test_every_verb_explains_itself(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert distill(*verb, "--help") == 0
     out = capsys.readouterr().out
@@ -174,6 +174,26 @@ def test_an_unknown_stage(run_file: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 # ---------------------------------------------------------------- verbs
+
+
+def test_prep_on_a_cluster(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--dry-run says what would happen and writes nothing; the work itself is that of this machine."""
+    assert distill("prep", str(run_file), "--cluster", "clusters/slurm", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "#SBATCH --partition=cpu" in shown and "# 1 blocks into" in shown
+    assert distill("prep", str(run_file), "--dry-run") == 0
+    assert "1 processes on this machine" in capsys.readouterr().out
+    assert not (run_file.parent / "runs").exists()
+    assert distill("prep", str(run_file), "--cluster", "clusters/local") == 0
+    assert (run_file.parent / "runs" / "small" / "data" / "manifest.json").is_file()
+    assert distill("prep", str(run_file), "--cluster", "clusters/lokal") == 64
+
+
+def test_count(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill("data", "count", str(prepared)) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"kept +40 +100\.00%", shown)
+    assert "corpus.txt" in re.sub(r"\s", "", shown)
 
 
 def test_inspect_draws_words_and_masks(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

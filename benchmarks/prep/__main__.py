@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.prep.measure import show, texts_of
+from benchmarks.prep.timing import show, texts_of
 
 PARTS = ("end_to_end", "segment", "tokenize", "reads", "dedup", "processes")
 MEGABYTES = 12

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prep.measure import Row, Steps, interleaved, show, texts_of
+from benchmarks.prep.timing import Row, Steps, interleaved, show, texts_of
 from benchmarks.prep.peers import megatron_like, minirbt_path
 from data_prep import block, encode
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig, TokenizerConfig

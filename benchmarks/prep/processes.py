@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.prep.end_to_end import write_jsonl
-from benchmarks.prep.measure import Row, show, texts_of
+from benchmarks.prep.timing import Row, show, texts_of
 from data_prep.config import DataConfig, MaskConfig, SourceConfig, TokenizerConfig
 from data_prep.pipeline import prepare
 

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prep.timing import Row, Steps, interleaved, show, texts_of
 from benchmarks.prep.peers import megatron_like, minirbt_path
+from benchmarks.prep.timing import Row, Steps, interleaved, show, texts_of
 from data_prep import block, encode
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.readers import open_sources

@@ -34,6 +34,7 @@ setup(
         "pyarrow>=15",
         "pydantic>=2.7",
         "PyYAML>=6",
+        "rensa>=0.5,<0.6",
         "rich>=13",
         "rjieba>=0.1.13",
         "safetensors>=0.5",
@@ -52,11 +53,13 @@ setup(
     extras_require={
         "cluster": ["datatrove>=0.10"],
         "ltp": ["ltp_extension>=0.1.13"],
+        "opencc": ["OpenCC>=1.2"],
         "dev": [
             "datatrove>=0.10",
             "hypothesis>=6",
             "ltp_extension>=0.1.13",
             "mypy>=1.11",
+            "OpenCC>=1.2",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
-from data_prep.clean import clean
-from data_prep.config import DataConfig, SegmentConfig, TokenizerConfig
+from data_prep.clean import clean, select
+from data_prep.config import DataConfig, FilterConfig, SegmentConfig, TokenizerConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
 from data_prep.documents import Block, Counts
 from data_prep.encode import encode
+from data_prep.filters import REASONS, any_filter, judge
 from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
+from data_prep.rewrite import unescape
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
 from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
@@ -60,7 +62,11 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
     """
     try:
         for texts in batches(reader.texts(block, counts)):
+            if config.clean.html_entities:
+                texts = list(map(unescape, texts))
             stream, dropped = clean(raw_stream(texts), config.clean)
+            if any_filter(config.clean.filters):
+                stream = filtered(stream, config.clean.filters, dropped)
             for reason, n in dropped.items():
                 counts[f"dropped_{reason}"] += n
                 counts["documents"] -= n  # the reader counted them as read
@@ -70,6 +76,16 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
             f"Cannot read {block.path}: {error.strerror or error}. Check the disk, and start again: finished shards "
             "are kept."
         ) from error
+
+
+def filtered(stream: Stream, rule: FilterConfig, dropped: Counter[str]) -> Stream:
+    """The documents that pass the quality filters; the others are counted in ``dropped``."""
+    codes = judge(stream.chars, stream.documents, rule)
+    if not codes.any():
+        return stream
+    found = np.bincount(codes, minlength=len(REASONS)).tolist()
+    dropped.update({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
+    return select(stream, codes == 0)
 
 
 def batches(texts: Iterable[list[str]]) -> Iterator[list[str]]:

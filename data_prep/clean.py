@@ -13,8 +13,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from data_prep.config import CleanConfig
+from data_prep.rewrite import simplified
 from data_prep.sentences import cut
-from data_prep.stream import Chars, Stream, code_points, decoded
+from data_prep.stream import Chars, Stream, code_points, decoded, raw_stream
 
 # Never seen by a reader of the text: control characters without meaning for layout, soft hyphen, zero width
 # and bidirectional marks, variation selectors, fillers, byte order mark, replacement and object characters,
@@ -153,6 +154,8 @@ def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counter[str]]:
             _, kept = _clean(shown, one, 0, *treated, least, out, documents, kept, reasons[d : d + 1])
             d += 1
     cleaned = Stream(out[: documents[kept]], documents[: kept + 1].copy())
+    if config.opencc is not None:
+        cleaned = raw_stream([simplified(text, config) for text in cleaned.texts()])
     found = np.bincount(reasons, minlength=len(REASONS)).tolist()
     dropped = Counter({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
     return _with_long_units(cleaned, config, dropped), dropped

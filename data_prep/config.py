@@ -37,11 +37,48 @@ class SourceConfig(Config):
         return value if value == "auto" else READERS.check(value)
 
 
+Sizes = dict[Annotated[int, Field(ge=1, le=64)], Fraction]
+
+
+class FilterConfig(Config):
+    """Limits of quality; a document beyond one is dropped and counted (filters.py). None is on by itself.
+
+    Shares are of the characters that are not white space. In the comments: what suits Chinese web text.
+    """
+
+    max_characters: int | None = Field(default=None, ge=1)
+    """Documents with more are dropped; 1,000,000 keeps out dumps and concatenated files."""
+    min_mean_line_length: float | None = Field(default=None, ge=1)
+    """Characters a line; 10 drops menus and link lists."""
+    min_cjk_share: Fraction | None = None
+    """Ideographs; 0.5 (0.3 with technical text, which is full of Latin)."""
+    max_punctuation_share: Fraction | None = None
+    """0.3."""
+    max_symbol_share: Fraction | None = None
+    """Currency, mathematics, arrows, emoji; 0.1."""
+    max_digit_share: Fraction | None = None
+    """0.25 drops tables and telephone lists."""
+    max_duplicate_line_share: Fraction | None = None
+    """Lines that stood before in the document; 0.3."""
+    max_duplicate_line_character_share: Fraction | None = None
+    """Characters in such lines; 0.2."""
+    max_top_ngram_share: Sizes = {}
+    """For each n, characters in the most frequent n-gram of characters; ``{1: 0.3, 2: 0.2, 4: 0.16}``. In short texts
+    such shares are large by nature: beside these, drop those with ``clean.min_characters: 50``."""
+    max_duplicate_ngram_share: Sizes = {}
+    """For each n, characters in n-grams that stood before in the document; ``{10: 0.3, 20: 0.2}``."""
+
+
 class CleanConfig(Config):
     """What is done to the text of a document, and what it is cut into."""
 
+    html_entities: bool = False
+    """``&lt;`` becomes ``<`` (once: ``&amp;lt;`` becomes ``&lt;``)."""
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"
     """NFKC also turns the full-width ，！？ into ,!? and is therefore not the default for Chinese."""
+    opencc: Literal["t2s", "tw2s", "tw2sp", "hk2s"] | None = None
+    """Traditional to simplified Chinese by OpenCC's conversion of this name (needs ``zhengliu[opencc]``)."""
+    filters: FilterConfig = FilterConfig()
     min_characters: int = Field(default=4, ge=0)
     """Documents with fewer characters after cleaning are dropped and counted."""
     unit: Literal["sentence", "line"] = "sentence"

@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
-from data_prep.clean import clean, select
+from data_prep.atomic import write_json
+from data_prep.clean import clean_texts, select
 from data_prep.config import DataConfig, FilterConfig, SegmentConfig, TokenizerConfig
 from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
 from data_prep.documents import Block, Counts
+from data_prep.drops import EXAMPLES, Drops
 from data_prep.encode import encode
 from data_prep.filters import REASONS, any_filter, judge
 from data_prep.masking import MaskRule, draw, mask_rule
 from data_prep.readers import Reader
-from data_prep.rewrite import unescape
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
 from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
-from data_prep.stream import Stream, raw_stream
+from data_prep.stream import Stream
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 from data_prep.variants import VARIANTS, Sequences, Units
@@ -62,9 +63,7 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
     """
     try:
         for texts in batches(reader.texts(block, counts)):
-            if config.clean.html_entities:
-                texts = list(map(unescape, texts))
-            stream, dropped = clean(raw_stream(texts), config.clean)
+            stream, dropped = clean_texts(texts, config.clean)
             if any_filter(config.clean.filters):
                 stream = filtered(stream, config.clean.filters, dropped)
             for reason, n in dropped.items():
@@ -121,7 +120,9 @@ def prepare_block(task: Task) -> dict[str, Any]:
     tokenizer, segmenter = opened(config, task.data / "tokenizer")
     unknown: Counter[str] = Counter()
     with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
-        for stream in cleaned(config, task.reader, task.block, counts):
+        streams = cleaned(config, task.reader, task.block, counts)
+        drops = Drops.open(task.data, task.ordinal, task.block.path) if config.dedup.wanted else None
+        for stream in streams if drops is None else drops.without(streams, counts):
             encoded = encode(stream, tokenizer, segmenter, config.clean)
             hashes, size = stream.hashes(config.seed)
             held_out = hashes < np.uint64(task.held_out_below)
@@ -136,6 +137,8 @@ def prepare_block(task: Task) -> dict[str, Any]:
             split = writer.splits[name]
             split.close()
             splits[name] = write_views(split, name, task, tokenizer)
+        if drops is not None and drops.examples:
+            write_json(writer.aside / EXAMPLES, {"documents": drops.examples})
         facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), "splits": splits}
         train = writer.splits["train"].folder
         facts["statistics"] = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)

@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from data_prep.config import CleanConfig
-from data_prep.rewrite import simplified
+from data_prep.rewrite import simplified, unescape
 from data_prep.sentences import cut
 from data_prep.stream import Chars, Stream, code_points, decoded, raw_stream
 
@@ -125,6 +125,11 @@ def _joining() -> frozenset[int]:
 def _already_in_form() -> Table:
     """For text that has its form, and no invisible characters from before."""
     return Table(_layout(), np.zeros(0x110000, np.uint16), np.zeros(1, np.uint32))
+
+
+def clean_texts(texts: list[str], config: CleanConfig) -> tuple[Stream, Counter[str]]:
+    """Texts as their reader found them -> what :func:`clean` makes of them, HTML entities put into characters first."""
+    return clean(raw_stream([unescape(text) for text in texts] if config.html_entities else texts), config)
 
 
 def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counter[str]]:

@@ -265,6 +265,35 @@ class MaskConfig(Config):
         return self
 
 
+class NearConfig(Config):
+    """Near-duplicates by MinHash (minhash.py)."""
+
+    threshold: float = Field(default=0.75, gt=0, le=1)
+    """Documents whose signatures agree in this share or more are one cluster; an estimate of the Jaccard similarity."""
+    permutations: int = Field(default=112, ge=16, le=1024)
+    """Values of a signature (4 bytes each)."""
+    ngram: int = Field(default=5, ge=1, le=64)
+    """Characters (letters and digits, in lower case)."""
+
+
+class DedupConfig(Config):
+    """Duplicates in the whole corpus, of which the first in corpus order is kept (dedup.py).
+
+    The sources are read and cleaned once more for it, before the shards are made.
+    """
+
+    exact: bool = False
+    """Documents whose cleaned texts are the same."""
+    near: NearConfig | None = None
+    """Also documents that are nearly the same; ``near: {}`` for the defaults."""
+    memory_megabytes: int = runtime(512, ge=1)
+    """For sorting, in the one process that puts the findings together."""
+
+    @property
+    def wanted(self) -> bool:
+        return self.exact or self.near is not None
+
+
 class DataConfig(Config):
     """From raw files to memory-mapped shards."""
 
@@ -274,6 +303,7 @@ class DataConfig(Config):
     folder: str | None = runtime(None)
     """Where the shards live; default: ``data/`` in the run folder. Several runs may share one."""
     clean: CleanConfig = CleanConfig()
+    dedup: DedupConfig = DedupConfig()
     segment: SegmentConfig = SegmentConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     sequences: SequenceConfig = SequenceConfig()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.config import TokenizerConfig
 from data_prep.corpus import Corpus, SplitName
+from data_prep.drops import clusters_of
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 
@@ -17,6 +18,8 @@ LEGEND = (
     "│ stands between words. 【词语→[MASK]】 is masked, 【词语→别的】 replaced by random tokens, 【词语→词语】 "
     "selected but kept: a word is always selected whole (with masks.unit: word)."
 )
+SHOWN_CHARACTERS = 120
+"""Of a duplicate."""
 ORDERS = {"next": ("B follows A", "B is random"), "swapped": ("A, then B", "swapped")}
 """What the label of a pair says, by ``sequences.pair_order``."""
 
@@ -75,6 +78,9 @@ def totals(corpus: Corpus) -> dict[str, Any]:
     drops = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()) or "none"
     segmenter, tokenizer, masking = manifest["segmenter"], manifest["tokenizer"], manifest["masking"]
     facts["dropped documents"] = drops
+    if manifest.get("duplicates"):
+        found = manifest["duplicates"]
+        facts["clusters of duplicates"] = f"{found['clusters']:,}, the largest of {found['largest']:,} documents"
     if manifest.get("short_units"):
         facts["dropped units"] = f"{manifest['short_units']:,} too short"
     facts["segmenter"] = f"{segmenter['name']} {segmenter['version']}"
@@ -84,6 +90,21 @@ def totals(corpus: Corpus) -> dict[str, Any]:
     facts["masks"] = describe_masks(masking)
     facts["prepared in"] = f"{manifest['seconds']:.1f} s, {manifest['megabytes_per_second']:.2f} MB/s"
     return facts
+
+
+def duplicates(corpus: Corpus, count: int) -> list[str]:
+    """Up to ``count`` clusters of duplicates, the largest first: what became of each member, and its beginning."""
+    names = [shard["name"] for shard in corpus.manifest["shards"]]
+    drawn = []
+    for members in clusters_of(corpus.folder, names)[:count]:
+        size = members[0]["size"]
+        lines = [f"{size:,} documents" + (f", {len(members)} of them shown" if len(members) < size else "")]
+        for member in members:
+            likeness = "" if member["similarity"] is None else f", similarity {member['similarity']:.2f}"
+            place = f"{member['reason']}, block {member['block']}, document {member['document']}{likeness}"
+            lines.append(f"  {place}\n    {member['text'][:SHOWN_CHARACTERS]!r}")
+        drawn.append("\n".join(lines))
+    return drawn
 
 
 def describe_sequences(settings: dict[str, Any]) -> str:

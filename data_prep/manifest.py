@@ -16,6 +16,7 @@ from configs.loader import identity as identity_of
 from data_prep.atomic import sweep, sync, write_bytes
 from data_prep.corpus import Corpus
 from data_prep.documents import Counts
+from data_prep.drops import duplicate_facts
 from data_prep.plan import Job, writing
 from data_prep.report import write_report
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
@@ -38,7 +39,8 @@ def write_corpus(job: Job) -> None:
             check_splits(splits, counts)
         write_bytes(folder / "unigram.bin", unigram.astype("<i8").tobytes())
         manifest = describe(job, shards, counts, splits)
-        write_report(Corpus(folder, manifest), job.tokenizer, shards)
+        if job.config.sources:
+            write_report(Corpus(folder, manifest), job.tokenizer, shards)
         sweep(folder)
         sweep(folder / "shards", everything=True)
         write_manifest(folder, manifest)
@@ -91,6 +93,7 @@ def describe(job: Job, shards: list[dict[str, Any]], counts: Counter[str], split
         "text_bytes": counts["bytes"],
         "dropped": Counts(counts).dropped,
         "short_units": counts["short_units"],
+        "duplicates": duplicate_facts(job.folder, config),
         "splits": {name: dict(total) for name, total in splits.items()},
         "seconds": round(seconds, 3),
         "megabytes_per_second": round(counts["bytes"] / 1e6 / max(seconds, 1e-9), 3),

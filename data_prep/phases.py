@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.block import Task, prepare_block
+from data_prep.config import DataConfig
+from data_prep.dedup import found_already, merge
 from data_prep.manifest import write_corpus
 from data_prep.plan import Job
 from data_prep.shards import is_sound, read_manifest
+from data_prep.survey import survey_block, survey_facts
 
 Facts = dict[str, Any]
 
@@ -41,10 +44,18 @@ def shard_facts(job: Job, task: Task) -> Facts | None:
     return read_manifest(shard) if shard.is_dir() and is_sound(shard) else None
 
 
-def phases() -> list[Phase]:
+def surveyed(job: Job, task: Task) -> Facts | None:
+    """The survey of the block, if that is whole; surveys are removed when the duplicates of all blocks are known."""
+    return survey_facts(task) or ({"ordinal": task.ordinal, "counts": {}} if found_already(job.tasks) else None)
+
+
+def phases(config: DataConfig) -> list[Phase]:
     """In the order in which they are carried out."""
-    return [Phase("shards", shard_facts, prepare_block, write_corpus)]
+    shards = Phase("shards", shard_facts, prepare_block, write_corpus)
+    if not (config.dedup.wanted and config.sources):
+        return [shards]
+    return [Phase("survey", surveyed, survey_block, lambda job: merge(job.tasks)), shards]
 
 
-def phase_of(name: str) -> Phase:
-    return next(phase for phase in phases() if phase.name == name)
+def phase_of(name: str, config: DataConfig) -> Phase:
+    return next(phase for phase in phases(config) if phase.name == name)

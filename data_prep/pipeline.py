@@ -57,7 +57,7 @@ def prepare(
         if (folder / "manifest.json").exists():
             return reuse(config, folder)
         job = begin(config, folder)
-        for phase in phases():
+        for phase in phases(config):
             if cluster is None:
                 here.carry_out(job, phase, config.workers, on_progress)
             else:
@@ -90,7 +90,7 @@ def describe(config: DataConfig, folder: Path, cluster: ClusterConfig | None) ->
     if isinstance(cluster, SlurmCluster):
         from data_prep.executors.cluster import scripts
 
-        return f"{head}\n\n{scripts(folder, blocks, cluster)}"
+        return f"{head}\n\n{scripts(config, folder, blocks, cluster)}"
     if cluster is None:
         return f"{head}, {min(config.workers or os.cpu_count() or 1, blocks)} processes on this machine"
     return f"{head}, {min(cluster.prep.tasks, blocks)} tasks, kind: {cluster.kind}"

@@ -26,6 +26,7 @@ from data_prep.block import Task, cleaned
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.documents import Block, Counts
 from data_prep.readers import READERS, Reader, open_sources
+from data_prep.rewrite import describe_rewrite
 from data_prep.segment import describe_segmenter
 from data_prep.shards import is_sound, read_manifest, write_manifest
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
@@ -50,11 +51,12 @@ class Job:
         """The job that was planned in ``folder``, perhaps by another machine.
 
         Raises:
-            DataError: nothing is planned there; this machine's segmenter is not the one that was planned with.
+            DataError: nothing is planned there; this machine's segmenter or OpenCC is not the one that was planned with.
         """
         plan, facts = read_manifest(folder, PLAN), read_manifest(folder, TASKS)
         config = DataConfig.model_validate(plan["identity"])
         changed = differences(facts["segmenter"], describe_segmenter(config.segment), "segmenter")
+        changed += differences(facts["rewrite"], describe_rewrite(config.clean), "rewrite")
         if changed:
             refuse(folder, changed)
         sources = [SourceConfig.model_validate(source) for source in plan["sources"]]
@@ -198,11 +200,15 @@ def settle(config: DataConfig, folder: Path, readers: list[Reader], blocks: list
         below = held_out_threshold(config, readers, blocks) if config.sources else 0
         with writing(folder):
             tokenizer = make_tokenizer(config, readers, folder)
-        segmenter = describe_segmenter(config.segment)
-        key = [identity_of(config), tokenizer.hash, segmenter, below]
+        segmenter, rewrite = describe_segmenter(config.segment), describe_rewrite(config.clean)
+        key = [identity_of(config), tokenizer.hash, segmenter, below, *rewrite.items()]
+        if config.dedup.wanted:  # what a shard leaves out depends on all inputs
+            key.append([file_state(reader) for reader in readers])
         names = [shard_name(ordinal, key, readers[b.source], b) for ordinal, b in enumerate(blocks)]
         with writing(folder):
-            write_manifest(folder, {"held_out_below": below, "segmenter": segmenter, "shards": names}, TASKS)
+            write_manifest(
+                folder, {"held_out_below": below, "segmenter": segmenter, "rewrite": rewrite, "shards": names}, TASKS
+            )
     return Job.open(folder)
 
 

@@ -12,7 +12,8 @@ import json
 import resource
 import shutil
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,14 +65,38 @@ class ShardWriter:
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the manifest (``facts``, and size and hash of each file) and rename the folder into place."""
-        files = {}
-        for path in sorted(p for p in self.aside.rglob("*") if p.is_file()):
-            sync(path)
-            files[str(path.relative_to(self.aside))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
-        write_manifest(self.aside, {**facts, "files": files})
-        for folder in sorted({p.parent for p in self.aside.rglob("*")}):
-            sync(folder)
-        put_into_place(self.aside, self.final, is_sound)
+        seal(self.aside, self.final, facts)
+
+
+def seal(aside: Path, final: Path, facts: dict[str, Any]) -> None:
+    """Sync the files in ``aside``, write its manifest (``facts``, size and hash of each); it becomes ``final``."""
+    files = {}
+    for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+        sync(path)
+        files[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
+    write_manifest(aside, {**facts, "files": files})
+    for folder in sorted({p.parent for p in aside.rglob("*")}):
+        sync(folder)
+    put_into_place(aside, final, is_sound)
+
+
+@contextmanager
+def sealed_folder(final: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder to be filled aside, and its facts; it is sealed and put into place when the block ends well.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written; nothing stays behind.
+    """
+    aside = aside_of(final)
+    facts: dict[str, Any] = {}
+    try:
+        aside.mkdir(parents=True)
+        yield aside, facts
+        seal(aside, final, facts)
+    except OSError as error:
+        raise output_error(final, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass

@@ -96,11 +96,15 @@ def inspect(
     first: Annotated[int, typer.Option(min=0, help="Number of the first one.")] = 0,
     split: Split = "train",
     view: Annotated[int, typer.Option(min=0, help="Mask view: the masks of that epoch.")] = 0,
+    duplicates: Annotated[int, typer.Option(min=0, help="Instead: clusters of duplicates to show.")] = 0,
 ) -> None:
     """Print samples with their words and whole-word masks drawn, and what preparation counted."""
     from launcher import data
     from launcher.runfile import open_prep
 
+    if duplicates:
+        data.duplicates(open_prep(run_file, overrides or []).data_folder, duplicates)
+        return
     data.inspect(open_prep(run_file, overrides or []).data_folder, split, count, first, view)
 
 

@@ -42,6 +42,19 @@ def inspect(folder: Path, split: str, count: int, first: int, view: int, console
         console.print(text)
 
 
+def duplicates(folder: Path, count: int, console: Console | None = None) -> None:
+    """Print ``count`` of the clusters of duplicates that preparation kept as examples."""
+    corpus = Corpus.open(folder)
+    drawn = drawing.duplicates(corpus, count)
+    if not drawn:
+        asked = corpus.manifest.get("duplicates") is not None
+        why = "there are none" if asked else "it was prepared without data.dedup"
+        raise DataError(f"{folder} has no clusters of duplicates to show: {why}.")
+    console = console or Console(highlight=False, soft_wrap=True)
+    for text in drawn:
+        console.print(Text(f"{text}\n"))
+
+
 def verify(folder: Path) -> None:
     """Raise DataError naming every file that is not what its manifest says."""
     from data_prep.manifest import verify as verified

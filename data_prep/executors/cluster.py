@@ -20,6 +20,7 @@ import data_prep
 from configs.cluster import ClusterConfig, PrepJobs, RayCluster, SlurmCluster
 from configs.errors import DataError, LaunchError, ZhengliuError
 from data_prep.atomic import write_bytes
+from data_prep.config import DataConfig
 from data_prep.phases import Phase, phases
 from data_prep.plan import Job
 
@@ -111,7 +112,8 @@ def submit(job: Job, cluster: SlurmCluster) -> list[str]:
     Raises:
         LaunchError: sbatch cannot be called, or refuses.
     """
-    chain = slurm_chain(job, cluster, job.folder.absolute() / "execution")
+    folder = job.folder.absolute()
+    chain = slurm_chain(job.config, cluster, folder / "execution", folder, len(job.tasks))
     with quiet():
         try:
             chain[-1].run()  # it launches those that it depends on, first
@@ -124,11 +126,11 @@ def submit(job: Job, cluster: SlurmCluster) -> list[str]:
     return [str(executor.job_id) for executor in chain]
 
 
-def scripts(job_folder: Path, blocks: int, cluster: SlurmCluster) -> str:
+def scripts(config: DataConfig, job_folder: Path, blocks: int, cluster: SlurmCluster) -> str:
     """The batch scripts that :func:`submit` would hand over for so many blocks; nothing is written to the folder."""
     final = job_folder.absolute() / "execution"
     with tempfile.TemporaryDirectory() as place, quiet():
-        chain = slurm_chain(None, cluster, Path(place), job_folder.absolute(), blocks)
+        chain = slurm_chain(config, cluster, Path(place), job_folder.absolute(), blocks)
         texts = []
         for executor in chain:
             arguments = executor.get_sbatch_args(min(executor.tasks, executor.max_array_size))
@@ -138,15 +140,10 @@ def scripts(job_folder: Path, blocks: int, cluster: SlurmCluster) -> str:
     return "\n".join(texts)
 
 
-def slurm_chain(
-    job: Job | None, cluster: SlurmCluster, place: Path, folder: Path | None = None, blocks: int = 0
-) -> list[Any]:
+def slurm_chain(config: DataConfig, cluster: SlurmCluster, place: Path, folder: Path, blocks: int) -> list[Any]:
     """Two executors for each phase: its ranks, and its end."""
-    if job is not None:
-        folder, blocks = job.folder.absolute(), len(job.tasks)
-    assert folder is not None
     chain: list[Any] = []
-    for phase in phases():
+    for phase in phases(config):
         logs = place / f"{phase.name}-{stamp()}"
         tasks = min(cluster.prep.tasks, max(blocks, 1))
         for name, step, count in (

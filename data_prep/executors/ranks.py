@@ -27,7 +27,8 @@ def share(tasks: list[Task], rank: int, ranks: int) -> list[Task]:
 
 def carry_out_share(folder: Path, name: str, rank: int, ranks: int) -> None:
     """Do the rank's part of a phase, as far as it is not done."""
-    job, phase = Job.open(folder), phase_of(name)
+    job = Job.open(folder)
+    phase = phase_of(name, job.config)
     for task in share(job.tasks, rank, ranks):
         if phase.facts(job, task) is None:
             phase.work(task)
@@ -35,4 +36,5 @@ def carry_out_share(folder: Path, name: str, rank: int, ranks: int) -> None:
 
 def close_phase(folder: Path, name: str) -> None:
     """The end of a phase."""
-    phase_of(name).close(Job.open(folder))
+    job = Job.open(folder)
+    phase_of(name, job.config).close(job)

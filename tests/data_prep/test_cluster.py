@@ -106,7 +106,7 @@ def test_a_rendered_slurm_job(tmp_path: Path, slurm: Path) -> None:
     with pipeline.locked(folder):
         job = pipeline.begin(config, folder)
     made = job.tasks[1]
-    pipeline.phases()[0].work(made)
+    pipeline.phases(config)[0].work(made)
     inode = job.shard(made).stat().st_ino
     cluster = SlurmCluster(kind="slurm", partition="cpu", account="us", sbatch={"exclusive": ""}, prep=JOBS)
     ids = submit(config, folder, cluster)
@@ -169,7 +169,7 @@ def test_what_a_rank_says_reaches_the_user(tmp_path: Path, monkeypatch: pytest.M
     with pipeline.locked(folder):
         job = pipeline.begin(config, folder)
     (tmp_path / "2.txt").unlink()
-    phase = pipeline.phases()[0]
+    phase = pipeline.phases(config)[0]
     with pytest.raises((DataError, LaunchError), match=r"2\.txt"):
         clusters.carry_out(job, phase, LocalCluster(kind="local", prep=PrepJobs(tasks=3, at_once=1)))
 

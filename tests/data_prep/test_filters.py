@@ -1,21 +1,22 @@
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import opencc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data_prep.block import stream
-from data_prep.clean import clean
+from configs.errors import DataError
+from data_prep.clean import clean_texts
 from data_prep.config import CleanConfig, FilterConfig
 from data_prep.filters import REASONS, judge
 from data_prep.pipeline import prepare
+from data_prep.stream import raw_stream
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.test_pipeline import small
 
@@ -105,7 +106,8 @@ def repeated(text: str, n: int) -> float:
 
 
 def verdicts(texts: list[str], config: FilterConfig) -> list[str]:
-    return [REASONS[code] for code in judge(*stream(texts), config)]
+    stream = raw_stream(texts)
+    return [REASONS[code] for code in judge(stream.chars, stream.documents, config)]
 
 
 CASES = {
@@ -147,7 +149,8 @@ def test_equal_to_the_slow_definition(texts: list[str]) -> None:
 def test_every_code_point_has_its_class() -> None:
     """One document a code point, in which it stands alone: each of the share filters says what it is."""
     characters = [c for c in map(chr, range(0x110000)) if not c.isspace() and not 0xD800 <= ord(c) < 0xE000]
-    chars, documents = stream(characters)
+    stream = raw_stream(characters)
+    chars, documents = stream.chars, stream.documents
     wrong = []
     for field, test in (
         ("max_punctuation_share", kind("P")),
@@ -189,23 +192,33 @@ def test_drops_are_counted_by_reason(tmp_path: Path) -> None:
     assert prepare(config, tmp_path / "data").hash == manifest["hash"]  # the settings come back from the manifest
 
 
+def cleaned(text: str, rule: CleanConfig) -> str:
+    (only,) = clean_texts([text], rule)[0].texts()
+    return only
+
+
 def test_html_entities() -> None:
     rule = CleanConfig(html_entities=True)
-    assert clean("a&amp;lt;b &nbsp;&#20320;好&hellip;&#x110000;&nosuch;", rule)[0] == "a&lt;b 你好…&nosuch;"
-    assert clean("a&amp;b，好", CleanConfig())[0] == "a&amp;b，好"
+    assert cleaned("a&amp;lt;b &nbsp;&#20320;好&hellip;&#x110000;&nosuch;", rule) == "a&lt;b 你好…&nosuch;"
+    assert cleaned("a&amp;b，好", CleanConfig()) == "a&amp;b，好"
 
 
 def test_traditional_to_simplified() -> None:
     rule = CleanConfig(opencc="t2s")
-    assert clean("漢字與乾坤，乾燥的頭髮；著名的瞭解。\ufeff", rule)[0] == "汉字与乾坤，干燥的头发；著名的了解。"
-    assert clean("乾\u200b坤\ud800朗朗", rule)[0] == "乾坤朗朗"  # what is invisible does not tear a phrase
-    assert clean("土坏很多", rule)[0] == "土坯很多"  # though each character looks simplified
+    assert cleaned("漢字與乾坤，乾燥的頭髮；著名的瞭解。\ufeff", rule) == "汉字与乾坤，干燥的头发；著名的了解。"
+    assert cleaned("乾\u200b坤\ud800朗朗", rule) == "乾坤朗朗"  # what is invisible does not tear a phrase
+    assert cleaned("土坏很多", rule) == "土坯很多"  # though each character looks simplified
 
 
-def test_opencc_in_the_pipeline(tmp_path: Path) -> None:
+def test_opencc_in_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.txt").write_text("\n\n".join(f"第{i}個漢字寫得很漂亮。" for i in range(20)), encoding="utf-8")
     source = small(tmp_path).sources[0].model_copy(update={"path": str(tmp_path / "c.txt")})
     config = sample_config(sources=[source], clean=CleanConfig(opencc="t2s"))
-    assert not math.isnan(prepare(config, tmp_path / "data").manifest["seconds"])
+    prepare(config, tmp_path / "data")
     vocab = (tmp_path / "data" / "tokenizer" / "vocab.txt").read_text(encoding="utf-8")
     assert "汉" in vocab and "漢" not in vocab
+    # Another version of OpenCC may convert otherwise.
+    (tmp_path / "data" / "manifest.json").unlink()
+    monkeypatch.setattr(opencc, "__version__", "0.0.1")
+    with pytest.raises(DataError, match=r"opencc: .* -> '?0\.0\.1"):
+        prepare(config, tmp_path / "data")

@@ -51,7 +51,7 @@ class Job:
         """The job that was planned in ``folder``, perhaps by another machine.
 
         Raises:
-            DataError: nothing is planned there; this machine's segmenter or OpenCC is not the one that was planned with.
+            DataError: nothing is planned there; its segmenter or OpenCC is not the planned one.
         """
         plan, facts = read_manifest(folder, PLAN), read_manifest(folder, TASKS)
         config = DataConfig.model_validate(plan["identity"])

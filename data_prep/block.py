@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,29 @@ from configs.errors import DataError
 from data_prep.atomic import write_json
 from data_prep.clean import clean_texts, select
 from data_prep.config import DataConfig, FilterConfig, SegmentConfig, TokenizerConfig
-from data_prep.corpus import HELD_OUT_BIT, offsets_of, spread
+from data_prep.corpus import HELD_OUT_BIT
 from data_prep.documents import Block, Counts
 from data_prep.drops import EXAMPLES, Drops
 from data_prep.encode import encode
 from data_prep.filters import REASONS, any_filter, judge
-from data_prep.masking import MaskRule, draw, mask_rule
+from data_prep.mapped import Arrays, Mapped, offsets_of
+from data_prep.masking import MaskRule, drawn, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
+from data_prep.similar import open_similar
 from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
 from data_prep.stream import Stream
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
-from data_prep.variants import VARIANTS, Sequences, Units
+from data_prep.variants import VARIANTS, Units
 
 BATCH = 1 << 18
 """Characters that are prepared together: what travels between the steps stays in the processor's cache."""
 CHUNK = 1 << 20
-"""Tokens (of whole sequences) whose masks are drawn together."""
+"""Tokens that are counted together."""
+SEQUENCES = 1024
+"""Sequences whose masks are drawn together."""
 
 Ints = NDArray[np.int64]
 
@@ -171,9 +174,13 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
         write_array(folder / "unigram.bin", counts)
     masked = []
     if config.masks.stored(name):
-        rule = mask_rule(config.masks, name, tokenizer.special_ids, tokenizer.vocab_size)
+        words = open_similar(task.data) if config.masks.similar is not None else None
+        rule = mask_rule(config.masks, name, tokenizer.special_ids, tokenizer.vocab_size, words=words)
+        firsts = None if sequences.firsts is None else sequences.firsts.astype(np.uint16)
+        arrays = Arrays(tokens, bits, sequences.offsets, sequences.pieces, firsts, sequences.order)
+        shard = Mapped([arrays], wide=split.dtype.itemsize == 4, pairs=firsts is not None)
         masked = [
-            write_masks(view / "masks" / f"view-{v}", sequences, tokens, continues, rule, (config.seed, v, base))
+            write_masks(view / "masks" / f"view-{v}", shard, rule, (config.seed, v, base), split.dtype)
             for v in range(config.masks.views)
         ]
     return {
@@ -189,41 +196,20 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     }
 
 
-def chunks(sequences: Sequences, tokens: int) -> list[int]:
-    """Where runs of sequences of about ``tokens`` tokens begin, and the end."""
-    ends = np.cumsum(sequences.pieces[:, 1])[sequences.offsets[1:] - 1]
-    n = len(ends)
-    total = int(ends[-1]) if n else 0
-    return sorted({0, n, *np.searchsorted(ends, np.arange(tokens, total, tokens)).tolist()})
-
-
 def write_masks(
-    folder: Path,
-    sequences: Sequences,
-    tokens: NDArray[np.integer],
-    continues: NDArray[np.bool_],
-    rule: MaskRule,
-    key: tuple[int, int, np.uint64],
+    folder: Path, shard: Mapped, rule: MaskRule, key: tuple[int, int, np.uint64], dtype: np.dtype[Any]
 ) -> int:
     """Draw and store one view (``key``: seed, view, id of sequence 0); returns how many tokens it masks."""
     seed, view, base = key
+    n = int(shard.starts[-1])
     folder.mkdir(parents=True)
     counts = [np.zeros(0, np.int64)]
     with (folder / "positions.bin").open("wb") as positions, (folder / "ids.bin").open("wb") as ids:
-        for begin, end in pairwise(chunks(sequences, CHUNK)):
-            local = np.arange(begin, end, dtype=np.int64)
-            first, last = sequences.offsets[local], sequences.offsets[local + 1]
-            pieces = sequences.pieces[spread(first, last - first)]
-            where, inner = spread(pieces[:, 0], pieces[:, 1]), offsets_of(pieces[:, 1])
-            ends = inner[offsets_of(last - first)]
-            words = continues[where]
-            words[inner[:-1]] = False  # no word reaches over the border of two pieces
-            numbers = base | local.astype(np.uint64)
-            views = np.full(len(local), view, np.int64)
-            masks = draw(rule, seed, views, numbers, tokens[where], words, ends)
-            masks = masks.between(None if sequences.firsts is None else sequences.firsts[local])
+        for begin in range(0, n, SEQUENCES):
+            local = np.arange(begin, min(begin + SEQUENCES, n), dtype=np.int64)
+            masks = drawn(shard, rule, seed, np.full(len(local), view), base | local.astype(np.uint64), local)
             positions.write(masks.positions.astype("<u2").tobytes())
-            ids.write(masks.ids.astype(tokens.dtype.newbyteorder("<")).tobytes())
+            ids.write(masks.ids.astype(dtype.newbyteorder("<")).tobytes())
             counts.append(np.diff(masks.offsets))
     offsets = offsets_of(np.concatenate(counts))
     write_array(folder / "offsets.bin", offsets.astype(np.uint64))

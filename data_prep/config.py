@@ -166,15 +166,18 @@ class SequenceConfig(Config):
     Fields that are None belong to other kinds, which alone may set them.
     """
 
-    kind: Literal["documents", "lines", "merged", "shuffled", "pairs"] = "documents"
+    kind: Literal["documents", "lines", "merged", "shuffled", "packed", "pairs"] = "documents"
     """``documents``: whole units of one document, packed up to ``max_length``. ``lines``: each unit by itself.
     ``merged``: consecutive units of one document, joined by chance. ``shuffled``: the units of a shard in random
-    order, packed up to ``max_length``. ``pairs``: [CLS] A [SEP] B [SEP], with a label for A and B."""
+    order, packed up to ``max_length``. ``packed``: all tokens of a shard in a row, cut into sequences of exactly
+    ``max_length``, across documents (MiniRBT). ``pairs``: [CLS] A [SEP] B [SEP], with a label for A and B."""
     max_length: int = Field(default=512, ge=8, le=65535)
     """Tokens, with [CLS] and [SEP]. Units that are longer are cut."""
     merge_probability: Fraction | None = None
     """``merged`` only (default 0.5): the chance that a unit is joined to the one before it. 0 is ``lines``, 1
     ``documents``."""
+    drop_remainder: bool | None = None
+    """``packed`` only (default false): leave out the last sequence of a shard, which is shorter."""
     pair_order: Literal["next", "swapped"] | None = None
     """``pairs`` only (default ``next``). ``next``: B follows A (label 0) or comes from another document (1), as in BERT
     and TinyBERT. ``swapped``: B follows A (0) or A follows B (1), as in ALBERT and MacBERT."""
@@ -210,6 +213,7 @@ class SequenceConfig(Config):
 
 FIELDS_OF_ONE_KIND: dict[str, tuple[str, object]] = {
     "merge_probability": ("merged", 0.5),
+    "drop_remainder": ("packed", False),
     "pair_order": ("pairs", "next"),
     "short_sequence_probability": ("pairs", 0.1),
     "copies": ("pairs", 1),
@@ -217,6 +221,21 @@ FIELDS_OF_ONE_KIND: dict[str, tuple[str, object]] = {
 """Field of :class:`SequenceConfig` -> (the kind of sequences that it belongs to, its default there)."""
 
 HELD_OUT_RATE = 0.15
+
+
+class SimilarConfig(Config):
+    """Words like the selected ones instead of [MASK], as in MacBERT (similar.py)."""
+
+    vectors: str
+    """Word vectors: word2vec's or GloVe's text format, or word2vec's binary one (``.bin``); .gz, .xz, .zst too."""
+    share: Fraction = 0.8
+    """Of the selected words."""
+    neighbours: int = Field(default=10, ge=1, le=1000)
+    """A replacement is drawn from so many nearest words of the same number of tokens."""
+    min_cosine: float = Field(default=0.5, ge=-1, le=1)
+    """Words further away are not similar."""
+    words: int = Field(default=100_000, ge=2)
+    """How many rows of the file are read, from its beginning (the most frequent words, as a rule)."""
 
 
 class MaskConfig(Config):
@@ -239,6 +258,18 @@ class MaskConfig(Config):
     Only with ``unit: token`` and ``mode: dynamic``."""
     max_masked: int | None = Field(default=None, ge=1)
     """At most so many tokens of a sequence (TinyBERT: 20)."""
+    ngram: list[Fraction] | None = Field(default=None, min_length=1, max_length=16)
+    """Chances that 1, 2, ... words in a row are selected together (MacBERT: [0.4, 0.3, 0.2, 0.1]); default: one."""
+    replace: Literal["token", "word"] = "token"
+    """What one draw of ``mask`` and ``random`` decides on: a token (BERT, MiniRBT) or a whole word (MacBERT)."""
+    similar: SimilarConfig | None = None
+    """Similar words. With it ``mask`` is 0 by default (MacBERT has no [MASK]) and ``replace`` is ``word``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_with_similar_words(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and values.get("similar") is not None
+        return {"mask": 0.0, "replace": "word", **values} if given else values
 
     def rate_of(self, split: str) -> float:
         return HELD_OUT_RATE if split == "held_out" and self.rate == 0 else self.rate
@@ -249,8 +280,21 @@ class MaskConfig(Config):
 
     @model_validator(mode="after")
     def _shares(self) -> MaskConfig:
-        if self.mask + self.random > 1 + 1e-9:
-            raise ValueError(f"mask + random = {self.mask + self.random:g}, but together they may be at most 1")
+        similar = 0.0 if self.similar is None else self.similar.share
+        total = self.mask + self.random + similar
+        if total > 1 + 1e-9:
+            names = "mask + random" if self.similar is None else "mask + random + similar.share"
+            raise ValueError(f"{names} = {total:g}, but together they may be at most 1")
+        return self
+
+    @model_validator(mode="after")
+    def _words(self) -> MaskConfig:
+        if self.ngram is not None and abs(sum(self.ngram) - 1) > 1e-6:
+            raise ValueError(f"the chances in ngram sum to {sum(self.ngram):g}; they must sum to 1")
+        if self.ngram is not None and self.smoothing is not None:
+            raise ValueError("smoothing weighs single tokens, ngram selects several; remove one of them")
+        if self.similar is not None and (self.unit, self.replace) != ("word", "word"):
+            raise ValueError("similar replaces whole words; set unit: word and replace: word, or remove similar")
         return self
 
     @model_validator(mode="after")
@@ -315,6 +359,9 @@ class DataConfig(Config):
     seed: int = 1337
     workers: int | None = runtime(None, ge=1)
     """Processes; default: one per core."""
+    verify: Literal["first_touch", "open", "none"] = runtime("first_touch")
+    """When training holds the data against its checksums: each block of 4 MiB when it is first read, every file when
+    the data is opened, or never."""
 
     @model_validator(mode="after")
     def _tokens_without_text(self) -> DataConfig:

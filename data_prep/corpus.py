@@ -1,11 +1,11 @@
 """The read side of prepared data: batched random reads over memory-mapped shards.
 
-No sample becomes a Python object on the way: a batch is gathered with a few vectorised copies per shard.
+No sample becomes a Python object on the way: the kernels of mapped.py and mask_kernels.py write a whole batch, with its
+special tokens and its masks, out of the mapped files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
+from data_prep.checks import CONTENT, INDEX, PARTS, Checked, FirstTouch, unread, unread_masks
 from data_prep.config import MaskConfig
-from data_prep.masking import Masks, draw, mask_rule
-from data_prep.shards import Index, allow_open_files, map_array, read_index, read_manifest, shard_trouble
+from data_prep.mapped import Arrays, Mapped, Marks, gather, gather_stored, lengths_of, owners, stored, stored_counts
+from data_prep.mapped import offsets_of as offsets_of
+from data_prep.mapped import spread as spread
+from data_prep.masking import Masks, draw_into, drawn, mask_rule
+from data_prep.shards import allow_open_files, map_array, read_manifest, shard_trouble
+from data_prep.similar import SimilarWords, open_similar
 
 Ints = NDArray[np.int64]
 SplitName = Literal["train", "held_out"]
+Verify = Literal["first_touch", "open", "none"]
 HELD_OUT_BIT = np.uint64(1 << 62)
+_SEQUENCE_FILES = ("offsets", "pieces", "firsts", "order")
+_MASK_FILES = ("offsets", "positions", "ids")
 
 
 @dataclass(frozen=True)
@@ -29,108 +37,133 @@ class Gathered:
     """Sequences with [CLS] and [SEP], as one stream.
 
     ``ids``: int64 [N]; ``continues``: bool [N], the token continues the word before it; ``offsets``: int64 [n + 1].
-    Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B [SEP]; ``order``: int64 [n], the labels (1: B is
+    Of pairs only: ``types``: int64 [N], 0 in [CLS] A [SEP], 1 in B [SEP]; ``order``: int64 [n], the labels (1: B is
     random, or A and B are swapped).
     """
 
     ids: Ints
     continues: NDArray[np.bool_]
     offsets: Ints
-    types: NDArray[np.uint8] | None = None
+    types: Ints | None = None
     order: Ints | None = None
 
 
 @dataclass(frozen=True)
-class Content:
-    """Sequences without [CLS] and [SEP], as one stream.
+class Masked:
+    """Sequences with [CLS] and [SEP], masked, as one stream.
 
-    ``firsts``: int64 [n], how many tokens of a pair belong to A; None for other kinds. The rest as in Gathered.
+    ``ids``, ``positions`` (from 0 in each sequence): int64 [N]; ``offsets``: int64 [n + 1]; ``rows``: int64 [M], the
+    selected rows of the stream, ascending, and ``labels``: int64 [M], the tokens that stood there; ``sequence_ids``:
+    uint64 [n]; ``types`` and ``order`` as in :class:`Gathered`.
     """
 
     ids: Ints
-    continues: NDArray[np.bool_]
+    positions: Ints
     offsets: Ints
-    firsts: Ints | None
-    order: Ints | None
-
-
-def spread(starts: Ints, counts: Ints) -> Ints:
-    """The numbers start, start + 1, ... of each (start, count), one after another."""
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - counts), counts) + np.arange(total, dtype=np.int64)
-
-
-def offsets_of(counts: NDArray[np.integer]) -> Ints:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+    rows: Ints
+    labels: Ints
+    sequence_ids: NDArray[np.uint64]
+    types: Ints | None = None
+    order: Ints | None = None
 
 
 class ShardSplit:
     """One split of one shard, mapped."""
 
-    def __init__(
-        self, folder: Path, facts: dict[str, Any], corpus: dict[str, Any], ordinal: int, bit: np.uint64
-    ) -> None:
+    def __init__(self, folder: Path, facts: dict[str, Any], corpus: dict[str, Any]) -> None:
         tokens, sequences, pieces = facts["tokens"], facts["sequences"], facts["pieces"]
         self.folder = folder
-        self.base = np.uint64(ordinal << 32) | bit
-        self.tokens = map_array(folder / "tokens.bin", corpus["dtype"], (tokens,))
-        self.bits = map_array(folder / "words.bits", "u1", ((tokens + 7) // 8,))
         self.view = folder / "sequences" / corpus["variant"]
-        self.offsets = map_array(self.view / "offsets.bin", "<i8", (sequences + 1,))
-        self.pieces = map_array(self.view / "pieces.bin", "<i8", (pieces, 2))
-        self.firsts = map_array(self.view / "firsts.bin", "<u2", (sequences,)) if corpus["pairs"] else None
-        self.order = map_array(self.view / "order.bin", "u1", (sequences,)) if corpus["pairs"] else None
+        self.arrays = Arrays(
+            map_array(folder / "tokens.bin", corpus["dtype"], (tokens,)),
+            map_array(folder / "words.bits", "u1", ((tokens + 7) // 8,)),
+            map_array(self.view / "offsets.bin", "<i8", (sequences + 1,)),
+            map_array(self.view / "pieces.bin", "<i8", (pieces, 2)),
+            map_array(self.view / "firsts.bin", "<u2", (sequences,)) if corpus["pairs"] else None,
+            map_array(self.view / "order.bin", "u1", (sequences,)) if corpus["pairs"] else None,
+        )
         self._dtype = corpus["dtype"]
         self._masked = facts["masked"]
-        self._views: dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {}
 
     @cached_property
-    def index(self) -> Index:
-        return read_index(self.folder / "tokens.idx")
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What the shard's manifest says of each file."""
+        manifest = read_manifest(self.folder.parent)
+        return {str(self.folder.parent / name): facts for name, facts in manifest["files"].items()}
 
-    def pieces_of(self, local: Ints) -> tuple[Ints, Ints]:
-        """(pieces of the sequences [p, 2], content tokens of each sequence [n])."""
-        first, last = self.offsets[local], self.offsets[local + 1]
-        pieces = self.pieces[spread(first, last - first)]
-        if not len(local):
-            return pieces, np.zeros(0, np.int64)
-        return pieces, np.add.reduceat(np.append(pieces[:, 1], 0), offsets_of(last - first)[:-1])
+    def checked(self) -> list[Checked | None]:
+        paths = [self.folder / "tokens.bin", self.folder / "words.bits"]
+        paths += [self.view / f"{name}.bin" for name in _SEQUENCE_FILES]
+        arrays = (getattr(self.arrays, name) for name in Arrays.__dataclass_fields__)
+        return [
+            None if array is None else Checked(path, array, self.files[str(path)])
+            for path, array in zip(paths, arrays, strict=True)
+        ]
 
-    def lengths(self, local: Ints) -> Ints:
-        return self.pieces_of(local)[1]
+    def mask_view(self, view: int) -> list[NDArray[Any]]:
+        """Offsets, positions and ids of a stored view, mapped."""
+        folder, m = self.view / "masks" / f"view-{view}", self._masked[view]
+        return [
+            map_array(folder / "offsets.bin", "<u8", (len(self.arrays.offsets),)),
+            map_array(folder / "positions.bin", "<u2", (m,)),
+            map_array(folder / "ids.bin", self._dtype, (m,)),
+        ]
 
-    def read(self, pieces: Ints) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """(tokens, continuation bits) of the pieces; a word never reaches over the border of two of them."""
-        positions = spread(pieces[:, 0], pieces[:, 1])
-        bits: NDArray[np.uint8] = self.bits[positions >> 3] >> (positions & 7).astype(np.uint8)
-        continues = (bits & 1).astype(np.bool_)
-        continues[offsets_of(pieces[:, 1])[:-1]] = False
-        return self.tokens[positions], continues
+    def checked_view(self, view: int, arrays: list[NDArray[Any]]) -> list[Checked | None]:
+        paths = [self.view / "masks" / f"view-{view}" / f"{name}.bin" for name in _MASK_FILES]
+        return [Checked(path, array, self.files[str(path)]) for path, array in zip(paths, arrays, strict=True)]
 
-    def mask_view(self, view: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """(offsets, positions, ids) of a stored view, mapped."""
-        if view not in self._views:
-            folder, m = self.view / "masks" / f"view-{view}", self._masked[view]
-            self._views[view] = (
-                map_array(folder / "offsets.bin", "<u8", (len(self.offsets),)),
-                map_array(folder / "positions.bin", "<u2", (m,)),
-                map_array(folder / "ids.bin", self._dtype, (m,)),
-            )
-        return self._views[view]
+
+class StoredViews:
+    """The stored mask views of a split: mapped when they are first read."""
+
+    def __init__(self, shards: list[ShardSplit], views: int, verify: bool) -> None:
+        self._shards, self._verify = shards, verify
+        self._arrays: dict[int, list[list[NDArray[Any]]]] = {}
+        self._touched: dict[int, FirstTouch] = {}
+        self.addresses = np.zeros((views, len(shards), 3), np.uint64)
+        self.sizes = np.zeros((views, len(shards)), np.int64)
+
+    def touch(self, wide: bool, owner: Ints, local: Ints, which: Ints) -> None:
+        """Map the views ``which`` (int64 [n]) and check what will be read of them."""
+        for view in np.unique(which).tolist():
+            if view not in self._arrays:
+                self._map(view)
+            touched = self._touched.get(view)
+            if touched is not None and touched.left:
+                here = which == view
+                for stage in (INDEX, CONTENT):
+                    where = (tuple(touched.blocks), stage, owner[here], local[here])
+                    touched.check(unread_masks(self.addresses[view], wide, *where))
+
+    def _map(self, view: int) -> None:
+        arrays = [shard.mask_view(view) for shard in self._shards]
+        if self._verify:
+            files = [shard.checked_view(view, own) for shard, own in zip(self._shards, arrays, strict=True)]
+            self._touched[view] = FirstTouch(files)
+        for s, own in enumerate(arrays):
+            self.addresses[view, s] = [array.ctypes.data for array in own]
+            self.sizes[view, s] = len(own[1])
+        self._arrays[view] = arrays
 
 
 class Split:
     """The sequences of one split over all shards, numbered through."""
 
-    def __init__(self, shards: list[ShardSplit], manifest: dict[str, Any], name: SplitName, counts: Ints) -> None:
-        self._shards = shards
-        self._starts = offsets_of(np.array([len(s.offsets) - 1 for s in shards], np.int64))
+    def __init__(
+        self,
+        shards: list[ShardSplit],
+        manifest: dict[str, Any],
+        name: SplitName,
+        counts: Ints,
+        words: SimilarWords | None,
+        verify: bool,
+    ) -> None:
         masking, tokenizer = manifest["masking"], manifest["tokenizer"]
         self._masking = MaskConfig(**{k: v for k, v in masking.items() if k in MaskConfig.model_fields})
         self._seed: int = masking["seed"]
-        self._rule = mask_rule(self._masking, name, tokenizer["special_ids"], tokenizer["vocab_size"], counts)
-        self._cls, self._sep = (tokenizer["special_ids"][k] for k in ("cls", "sep"))
+        self._rule = mask_rule(self._masking, name, tokenizer["special_ids"], tokenizer["vocab_size"], counts, words)
+        self._marks = Marks(*(int(tokenizer["special_ids"][k]) for k in ("cls", "sep")))
         self.name = name
         self.pairs: bool = manifest.get("pairs", False)
         self.specials = 3 if self.pairs else 2
@@ -138,67 +171,84 @@ class Split:
         facts = manifest["splits"][name]
         self.n_tokens = int(facts.get("sequence_tokens", facts["tokens"]))
         """Tokens of all sequences without those."""
+        bit = int(HELD_OUT_BIT) if name == "held_out" else 0
+        self._bases = np.array([s["ordinal"] << 32 | bit for s in manifest["shards"]], np.uint64)
+        self._shards = shards
+        wide = tokenizer["dtype"] == "uint32"
+        self._mapped = Mapped([shard.arrays for shard in shards], wide, self.pairs)
+        self._touched = FirstTouch([shard.checked() for shard in shards]) if verify else None
+        self._views = StoredViews(shards, self._masking.views, verify)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._mapped.starts[-1])
 
-    def _by_shard(self, index: Ints) -> Iterator[tuple[ShardSplit, Ints, Ints]]:
-        """(shard, places in ``index``, local sequence numbers) of each shard that is touched."""
-        index = np.asarray(index, np.int64)
-        if len(index) and (index.min() < 0 or index.max() >= len(self)):
+    def _owners(self, index: Ints) -> tuple[Ints, Ints]:
+        """(shard, number in it) of each sequence."""
+        found: tuple[Ints, Ints] = owners(self._mapped.starts, np.ascontiguousarray(index, np.int64))
+        if len(index) and found[0].min() < 0:
             raise IndexError(f"sequence numbers must be in 0 .. {len(self) - 1}")
-        owner = np.searchsorted(self._starts, index, side="right") - 1
-        for number in np.unique(owner):
-            places = np.flatnonzero(owner == number)
-            yield self._shards[number], places, index[places] - self._starts[number]
+        return found
+
+    def _find(self, index: Ints) -> tuple[Ints, Ints, Ints]:
+        """(shard, number in it, tokens with [CLS] and [SEP]s) of each sequence; int64 [n] each."""
+        owner, local = self._owners(index)
+        self._touch(owner, local, INDEX, PARTS)
+        lengths, bad = lengths_of(self._mapped.table, owner, local)
+        if bad >= 0:
+            raise DataError(f"The sequence index {self._shards[bad].view} is damaged. Run `distill data verify`.")
+        return owner, local, lengths + self.specials
+
+    def _touch(self, owner: Ints, local: Ints, *stages: int) -> None:
+        if self._touched is not None and self._touched.left:
+            for stage in stages:
+                self._touched.check(unread(self._mapped.table, tuple(self._touched.blocks), stage, owner, local))
 
     def lengths(self, index: Ints) -> NDArray[np.int32]:
         """int32 [n]: tokens with [CLS] and [SEP]s."""
-        out = np.empty(len(index), np.int32)
-        for shard, places, local in self._by_shard(index):
-            out[places] = shard.lengths(local) + self.specials
-        return out
+        return self._find(index)[2].astype(np.int32)
 
     def sequence_ids(self, index: Ints) -> NDArray[np.uint64]:
         """uint64 [n]: ids that do not depend on workers, ranks or other shards."""
-        out = np.empty(len(index), np.uint64)
-        for shard, places, local in self._by_shard(index):
-            out[places] = shard.base | local.astype(np.uint64)
-        return out
-
-    def content(self, index: Ints) -> Content:
-        """The sequences ``index`` (int64 [n]) in this order, without [CLS] and [SEP]."""
-        found = [(places, *shard.pieces_of(local), shard, local) for shard, places, local in self._by_shard(index)]
-        lengths = np.zeros(len(index), np.int64)
-        firsts, order = (np.zeros(len(index), np.int64) if self.pairs else None for _ in range(2))
-        for places, _, counts, shard, local in found:
-            lengths[places] = counts
-            if firsts is not None and order is not None and shard.firsts is not None and shard.order is not None:
-                firsts[places], order[places] = shard.firsts[local], shard.order[local]
-        offsets = offsets_of(lengths)
-        ids, continues = np.empty(int(offsets[-1]), np.int64), np.empty(int(offsets[-1]), np.bool_)
-        for places, pieces, counts, shard, _ in found:
-            target = spread(offsets[places], counts)
-            ids[target], continues[target] = shard.read(pieces)
-        return Content(ids, continues, offsets, firsts, order)
+        owner, local = self._owners(index)
+        ids: NDArray[np.uint64] = self._bases[owner] | local.astype(np.uint64)
+        return ids
 
     def gather(self, index: Ints) -> Gathered:
         """The sequences ``index`` (int64 [n]) in this order."""
-        content = self.content(index)
-        lengths = np.diff(content.offsets)
-        offsets = content.offsets + self.specials * np.arange(len(lengths) + 1)
-        target = spread(offsets[:-1] + 1, lengths)
-        ids = np.full(int(offsets[-1]), self._sep, np.int64)
-        continues = np.zeros(len(ids), np.bool_)
-        ids[offsets[:-1]] = self._cls
-        types = None
-        if content.firsts is not None:
-            second = spread(content.offsets[:-1] + content.firsts, lengths - content.firsts)
-            target[second] += 1
-            types = np.zeros(len(ids), np.uint8)
-            types[target[second]] = types[offsets[1:] - 1] = 1
-        ids[target], continues[target] = content.ids, content.continues
-        return Gathered(ids, continues, offsets, types, content.order)
+        owner, local, lengths = self._find(index)
+        self._touch(owner, local, CONTENT)
+        offsets = offsets_of(lengths)
+        ids, continues = np.empty(int(offsets[-1]), np.int64), np.empty(int(offsets[-1]), np.bool_)
+        kinds, order = self._of_pairs(offsets)
+        gather(self._mapped.table, owner, local, offsets, tuple(self._marks), ids, continues, kinds, order)
+        return Gathered(ids, continues, offsets, *((kinds, order) if self.pairs else ()))
+
+    def _of_pairs(self, offsets: Ints) -> tuple[Ints, Ints]:
+        """Room for token types and labels; none where there are no pairs."""
+        sizes = (int(offsets[-1]), len(offsets) - 1) if self.pairs else (0, 0)
+        return np.empty(sizes[0], np.int64), np.empty(sizes[1], np.int64)
+
+    def masked(self, index: Ints, views: Ints) -> Masked:
+        """The sequences ``index`` (int64 [n]) in this order, masked under their ``views`` (int64 [n]; the epoch)."""
+        owner, local, lengths = self._find(index)
+        self._touch(owner, local, CONTENT)
+        offsets = offsets_of(lengths)
+        ids, positions = (np.empty(int(offsets[-1]), np.int64) for _ in range(2))
+        kinds, order = self._of_pairs(offsets)
+        names = self._bases[owner] | local.astype(np.uint64)
+        table, out = self._mapped.table, (ids, positions, kinds, order)
+        if self._masking.stored(self.name):
+            which = np.asarray(views, np.int64) % self._masking.views
+            starts = self._stored_starts(owner, local, which)
+            rows, labels = (np.empty(int(starts[-1]), np.int64) for _ in range(2))
+            stream = (owner, local, which, offsets, starts, tuple(self._marks))
+            bad = gather_stored(table, self._views.addresses, *stream, *out, rows, labels)
+            if bad >= 0:
+                raise self._damaged_masks(bad)
+        else:
+            key, where = (self._rule, self._seed, views, names), (owner, local, offsets)
+            rows, labels = draw_into(self._mapped, *key, where, self._marks, out)[1][:2]
+        return Masked(ids, positions, offsets, rows, labels, names, *((kinds, order) if self.pairs else ()))
 
     def masks(self, index: Ints, views: Ints) -> Masks:
         """The masks of the sequences under their ``views`` (int64 [n]; the epoch): stored or drawn.
@@ -211,37 +261,37 @@ class Split:
 
     def drawn_masks(self, index: Ints, views: Ints) -> Masks:
         """Drawn now, by the function that also made the stored ones."""
-        if self._rule.rate == 0:
-            return Masks(np.zeros(len(index) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        content = self.content(index)
-        stream = (content.ids, content.continues, content.offsets)
-        masks = draw(self._rule, self._seed, views, self.sequence_ids(index), *stream)
-        return masks.between(content.firsts)
+        owner, local, _ = self._find(index)
+        self._touch(owner, local, CONTENT)
+        names = self._bases[owner] | local.astype(np.uint64)
+        return drawn(self._mapped, self._rule, self._seed, views, names, index)
 
     def stored_masks(self, index: Ints, views: Ints) -> Masks:
         """Read from the stored views."""
-        counts = np.zeros(len(index), np.int64)
-        parts = []
-        for shard, places, local in self._by_shard(index):
-            for view in np.unique(views[places]):
-                here = views[places] == view
-                offsets, positions, ids = shard.mask_view(int(view))
-                first = offsets[local[here]].astype(np.int64)
-                n = offsets[local[here] + 1].astype(np.int64) - first
-                counts[places[here]] = n
-                parts.append((places[here], n, spread(first, n), positions, ids))
-        out = offsets_of(counts)
-        all_positions, all_ids = np.empty(int(out[-1]), np.int64), np.empty(int(out[-1]), np.int64)
-        for places, n, source, positions, ids in parts:
-            target = spread(out[places], n)
-            all_positions[target], all_ids[target] = positions[source], ids[source]
-        return Masks(out, all_positions, all_ids)
+        owner, local = self._owners(index)
+        which = np.asarray(views, np.int64)
+        starts = self._stored_starts(owner, local, which)
+        positions, ids = (np.empty(int(starts[-1]), np.int64) for _ in range(2))
+        stored(self._views.addresses, self._mapped.wide, owner, local, which, starts, positions, ids)
+        return Masks(starts, positions, ids)
+
+    def _stored_starts(self, owner: Ints, local: Ints, which: Ints) -> Ints:
+        """int64 [n + 1]: where the selected tokens of each sequence begin in a batch."""
+        self._views.touch(self._mapped.wide, owner, local, which)
+        counts, bad = stored_counts(self._views.addresses, self._views.sizes, owner, local, which)
+        if bad >= 0:
+            raise self._damaged_masks(bad)
+        return offsets_of(counts)
+
+    def _damaged_masks(self, shard: int) -> DataError:
+        return DataError(f"The masks in {self._shards[shard].view} are damaged. Run `distill data verify`.")
 
 
 class Corpus:
     """A prepared data folder."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], verify: Verify = "first_touch") -> None:
+        self.verify = verify
         self.folder = folder
         self.manifest = manifest
         self.hash: str = manifest["hash"]
@@ -256,18 +306,22 @@ class Corpus:
         allow_open_files(2 * len(manifest["shards"]) * (6 + 3 * views))
 
     @classmethod
-    def open(cls, folder: Path) -> Corpus:
+    def open(cls, folder: Path, verify: Verify = "first_touch") -> Corpus:
         """Map a prepared folder.
 
+        Args:
+            verify: when files are held against their checksums: ``open``: now, all of them; ``first_touch``: each
+                block of 4 MiB when it is first read; ``none``: never.
+
         Raises:
-            DataError: unless the manifest is there and every file of every shard has its size.
+            DataError: unless the manifest is there and every file of every shard has its size (``open``: and content).
         """
         manifest = read_manifest(folder)
         for part in (folder, *(folder / "shards" / shard["name"] for shard in manifest["shards"])):
-            troubles = shard_trouble(part, thorough=False)
+            troubles = shard_trouble(part, thorough=verify == "open")
             if troubles:
                 raise DataError(f"{troubles[0]} Run `distill data verify`, and `distill prep` to make it anew.")
-        return cls(folder, manifest)
+        return cls(folder, manifest, verify)
 
     def split(self, name: SplitName) -> Split:
         """Its sequences.
@@ -278,17 +332,18 @@ class Corpus:
         if not self.has_text:
             raise DataError(f"{self.folder} holds a tokenizer and no text: it was prepared without `data.sources`.")
         if name not in self._splits:
-            bit = HELD_OUT_BIT if name == "held_out" else np.uint64(0)
             facts = {
                 "dtype": self.manifest["tokenizer"]["dtype"],
                 "variant": self.manifest["variant"],
                 "pairs": self.manifest.get("pairs", False),
             }
             shards = [
-                ShardSplit(self.folder / "shards" / s["name"] / name, s["splits"][name], facts, s["ordinal"], bit)
+                ShardSplit(self.folder / "shards" / s["name"] / name, s["splits"][name], facts)
                 for s in self.manifest["shards"]
             ]
-            self._splits[name] = Split(shards, self.manifest, name, self.unigram)
+            words = open_similar(self.folder) if self.manifest["masking"].get("similar") else None
+            checked = self.verify == "first_touch"
+            self._splits[name] = Split(shards, self.manifest, name, self.unigram, words, checked)
         return self._splits[name]
 
     @property

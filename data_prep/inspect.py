@@ -127,4 +127,10 @@ def describe_masks(masking: dict[str, Any]) -> str:
         words.append(f"weights count^-{masking['smoothing']:g}")
     if masking.get("max_masked") is not None:
         words.append(f"at most {masking['max_masked']} a sequence")
+    if masking.get("ngram") is not None:
+        words.append(f"n-grams {'/'.join(f'{share:g}' for share in masking['ngram'])}")
+    if masking.get("similar") is not None:
+        words.append(f"similar words {masking['similar']['share']:.0%}, random {masking['random']:.0%}")
+    if masking.get("replace") == "word":
+        words.append("drawn per word")
     return ", ".join(words)

@@ -20,6 +20,7 @@ from data_prep.drops import duplicate_facts
 from data_prep.plan import Job, writing
 from data_prep.report import write_report
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
+from data_prep.similar import FOLDER as SIMILAR
 
 Splits = dict[str, Counter[str]]
 
@@ -103,12 +104,15 @@ def describe(job: Job, shards: list[dict[str, Any]], counts: Counter[str], split
 
 
 def files_beside_the_shards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of the unigram counts and the tokenizer's files, which are on the disk before the manifest is."""
+    """Size and hash of the unigram counts, the tokenizer's files and the table of similar words, which are on the disk
+    before the manifest is."""
+    others = [path for name in ("tokenizer", SIMILAR) for path in sorted((folder / name).glob("*")) if path.is_file()]
     files = {}
-    for path in [folder / "unigram.bin", *sorted(p for p in (folder / "tokenizer").iterdir() if p.is_file())]:
+    for path in [folder / "unigram.bin", *others]:
         sync(path)
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
-    sync(folder / "tokenizer")
+    for parent in {path.parent for path in others}:
+        sync(parent)
     return files
 
 

@@ -7,8 +7,13 @@ The rule, per sequence of content tokens (no [CLS]/[SEP]):
 2. the budget is ``max(1, round(rate * maskable tokens))``, but at most ``max_masked``; with rate 0 nothing is masked;
 3. the words are visited in a random order; a word is taken if all of it still fits into the budget, else passed
    over. If none fits, the shortest one is taken, unless it is all there is to mask or longer than ``max_masked``;
-4. of the taken tokens a share ``mask`` becomes [MASK], a share ``random`` a token drawn uniformly from the
-   vocabulary without the special ones, the rest is kept (drawn per token, as BERT and MiniRBT do).
+4. with ``ngram`` a visited word begins an n-gram: n is drawn, and the n - 1 words that follow it at once are taken
+   too, up to the first that is taken already, does not fit, is not maskable or belongs to another piece (another
+   document, the other text of a pair). So an n-gram that is too long for the budget is cut, as in ALBERT's code;
+5. of the taken tokens a share ``mask`` becomes [MASK], a share ``random`` a token drawn uniformly from the
+   vocabulary without the special ones, a share ``similar.share`` a word like the one that stood there (similar.py) of
+   as many tokens, or random tokens if there is none; the rest is kept. What becomes of it is drawn per token, as BERT
+   and MiniRBT do, or per word (``replace: word``), as MacBERT does for each word of an n-gram.
 
 With ``smoothing`` s the order of step 3 is that of successive draws without replacement, each in proportion to
 count(token)^-s: ascending -log(u) / weight with uniform u (Efraimidis & Spirakis 2006). DistilBERT's code draws
@@ -17,24 +22,27 @@ what else is in a batch. A sequence of frequent tokens is therefore masked as mu
 
 Every draw is a hash of (seed, view, sequence id, purpose, place), so nothing depends on how sequences are grouped.
 Sources: Devlin et al. 2019 (arXiv 1810.04805); Cui et al. 2021, whole word masking (arXiv 1906.08101); Sanh et al.
-2019, DistilBERT (arXiv 1910.01108).
+2019, DistilBERT (arXiv 1910.01108); Cui et al. 2020, MacBERT (arXiv 2004.13922): n-grams and similar words; Lan et al.
+2020, ALBERT (arXiv 1909.11942): n-grams.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from data_prep.config import MaskConfig
-from data_prep.hashing import GOLDEN, hashed, mix, unit
+from data_prep.mapped import Arrays, Mapped, Marks, lengths_of, offsets_of, owners
+from data_prep.mask_kernels import gather_drawn
+from data_prep.mask_tables import Rule
+from data_prep.similar import NO_WORDS, SimilarWords
 
 Ints = NDArray[np.int64]
 
-_ORDER, _KIND, _TOKEN = np.uint64(1), np.uint64(2), np.uint64(3)
 _NO_WEIGHTS = np.zeros(0)
 _NO_LIMIT = 1 << 62
 
@@ -44,7 +52,9 @@ class MaskRule:
     """``rate``: share of maskable tokens; ``mask``, ``random``: shares of the selected ones.
 
     ``whole_words``: else every token is selected by itself; ``max_masked``: tokens of a sequence, None for no limit;
-    ``weights``: float64 [V], how readily each token is selected (needs ``whole_words=False``), None: all alike.
+    ``weights``: float64 [V], how readily each token is selected (needs ``whole_words=False``), None: all alike;
+    ``by_word``: one draw decides what becomes of a word; ``ngrams``: chances of n-grams of 1, 2, ... words;
+    ``similar``: share of selected words that become a similar one, out of ``words``.
     """
 
     rate: float
@@ -56,10 +66,38 @@ class MaskRule:
     whole_words: bool = True
     max_masked: int | None = None
     weights: NDArray[np.float64] | None = None
+    by_word: bool = False
+    ngrams: tuple[float, ...] = (1.0,)
+    similar: float = 0.0
+    words: SimilarWords = NO_WORDS
+
+    @cached_property
+    def kernel(self) -> tuple[Any, ...]:
+        """The fields of mask_tables.Rule, as kernels take them."""
+        several = len(self.ngrams) > 1
+        fields = Rule(
+            float(self.rate),
+            _NO_LIMIT if self.max_masked is None else int(self.max_masked),
+            _NO_WEIGHTS if self.weights is None else self.weights,
+            (float(self.mask), float(self.mask + self.random), float(self.mask + self.random + self.similar)),
+            int(self.mask_id),
+            int(self.vocab_size),
+            np.array(sorted(self.special_ids), np.int64),
+            bool(self.whole_words),
+            bool(self.by_word),
+            np.cumsum(self.ngrams) / sum(self.ngrams) if several else _NO_WEIGHTS,
+            *self.words.tables,
+        )
+        return tuple(fields)
 
 
 def mask_rule(
-    config: MaskConfig, split: str, special_ids: dict[str, int], vocab_size: int, counts: Ints | None = None
+    config: MaskConfig,
+    split: str,
+    special_ids: dict[str, int],
+    vocab_size: int,
+    counts: Ints | None = None,
+    words: SimilarWords | None = None,
 ) -> MaskRule:
     """The rule for ``split``.
 
@@ -67,6 +105,7 @@ def mask_rule(
         special_ids: by name, with ``mask``.
         counts: int64 [V], how often each token stands in the training split; needed for ``config.smoothing`` only.
             A token that never does counts as one that does once.
+        words: needed for ``config.similar`` only.
     """
     rule = MaskRule(
         config.rate_of(split),
@@ -77,7 +116,12 @@ def mask_rule(
         tuple(sorted(special_ids.values())),
         whole_words=config.unit == "word",
         max_masked=config.max_masked,
+        by_word=config.replace == "word",
+        ngrams=tuple(config.ngram or (1.0,)),
     )
+    if config.similar is not None:
+        assert words is not None, "masks.similar needs the table of words"
+        rule = replace(rule, similar=config.similar.share, words=words)
     if config.smoothing is None:
         return rule
     assert counts is not None, "masks.smoothing is refused where the counts are not known"
@@ -96,121 +140,6 @@ class Masks:
     positions: Ints
     ids: Ints
 
-    def between(self, firsts: Ints | None) -> Masks:
-        """The same masks with a [SEP] after the first ``firsts`` (int64 [n]) content tokens of each sequence."""
-        if firsts is None:
-            return self
-        behind = self.positions > np.repeat(firsts, np.diff(self.offsets))
-        return replace(self, positions=self.positions + behind)
-
-
-@njit(cache=True, nogil=True)
-def _words(ids: Any, continues: Any, specials: Any, base: Any, starts: Any, sizes: Any, keys: Any) -> Any:
-    """Fill start, size and random key of each maskable word; returns (words, maskable tokens)."""
-    words, maskable, t = 0, 0, 0
-    while t < len(ids):
-        stop = t + 1
-        while stop < len(ids) and continues[stop]:
-            stop += 1
-        clean = True
-        for i in range(t, stop):
-            for special in specials:
-                if ids[i] == special:
-                    clean = False
-        if clean:
-            starts[words], sizes[words], keys[words] = t, stop - t, hashed(base, _ORDER, t)
-            words += 1
-            maskable += stop - t
-        t = stop
-    return words, maskable
-
-
-@njit(cache=True, nogil=True)
-def _weighted(ids: Any, starts: Any, keys: Any, weights: Any) -> Any:
-    """-log(u) / weight for each word (of one token), with u in (0, 1) from its key."""
-    out = np.empty(len(keys), np.float64)
-    for w in range(len(keys)):
-        out[w] = -np.log(unit(keys[w]) + 0.5 / 9007199254740992.0) / weights[ids[starts[w]]]
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _select(budget: int, most: int, order: Any, starts: Any, sizes: Any, taken: Any) -> None:
-    """Mark the tokens of the words that are taken; ``order``: the words as they are visited."""
-    left = budget
-    shortest = -1
-    for w in order:
-        if shortest < 0 or sizes[w] < sizes[shortest]:
-            shortest = w
-        if sizes[w] <= left:
-            taken[starts[w] : starts[w] + sizes[w]] = True
-            left -= sizes[w]
-        if left == 0:
-            break
-    if left == budget and len(order) > 1 and sizes[shortest] <= most:
-        taken[starts[shortest] : starts[shortest] + sizes[shortest]] = True
-
-
-@njit(cache=True, nogil=True)
-def _replacement(token: Any, base: Any, t: Any, shares: Any, mask_id: Any, vocab_size: Any, specials: Any) -> Any:
-    """What stands at a selected place after masking; ``specials`` ascend."""
-    kind = unit(hashed(base, _KIND, t))
-    if kind < shares[0]:
-        return mask_id
-    if kind >= shares[0] + shares[1]:
-        return token
-    drawn = np.int64(hashed(base, _TOKEN, t) % np.uint64(vocab_size - len(specials)))
-    for special in specials:  # step over the special ids
-        if drawn >= special:
-            drawn += 1
-    return drawn
-
-
-@njit(cache=True, nogil=True)
-def _draw(
-    rate: float,
-    most: int,
-    weights: Any,
-    shares: Any,
-    mask_id: Any,
-    vocab_size: Any,
-    specials: Any,
-    seed: Any,
-    views: Any,
-    sequence_ids: Any,
-    ids: Any,
-    continues: Any,
-    offsets: Any,
-) -> Any:
-    n = len(offsets) - 1
-    out_offsets = np.zeros(n + 1, np.int64)
-    positions, replaced = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
-    longest = 0
-    for s in range(n):
-        longest = max(longest, offsets[s + 1] - offsets[s])
-    starts, sizes = np.empty(longest, np.int64), np.empty(longest, np.int64)
-    keys, taken = np.empty(longest, np.uint64), np.empty(longest, np.bool_)
-    m = 0
-    for s in range(n):
-        own, bits = ids[offsets[s] : offsets[s + 1]], continues[offsets[s] : offsets[s + 1]]
-        base = mix(mix(mix(seed + GOLDEN) + np.uint64(views[s]) * GOLDEN + GOLDEN) ^ sequence_ids[s])
-        words, maskable = _words(own, bits, specials, base, starts, sizes, keys)
-        taken[: len(own)] = False
-        if maskable > 0 and rate > 0:
-            budget = min(most, max(1, int(np.floor(rate * maskable + 0.5))))
-            if len(weights) > 0:
-                order = np.argsort(_weighted(own, starts, keys[:words], weights))
-            else:
-                order = np.argsort(keys[:words])
-            _select(budget, most, order, starts, sizes, taken)
-        for t in range(len(own)):
-            if taken[t]:
-                positions[m] = t + 1
-                replaced[m] = _replacement(own[t], base, t, shares, mask_id, vocab_size, specials)
-                m += 1
-        out_offsets[s + 1] = m
-    return out_offsets, positions[:m].copy(), replaced[:m].copy()
-
 
 def draw(
     rule: MaskRule,
@@ -220,8 +149,9 @@ def draw(
     ids: NDArray[np.integer],
     continues: NDArray[np.bool_],
     offsets: Ints,
+    breaks: Ints | None = None,
 ) -> Masks:
-    """Masks of n sequences, each under its view.
+    """Masks of n sequences that lie in memory, each under its view.
 
     Args:
         rule: what is selected and what becomes of it.
@@ -230,20 +160,65 @@ def draw(
         sequence_ids: [n], stable ids.
         ids, continues: [N], the content tokens of the sequences as one stream, and their continuation bits.
         offsets: [n + 1], where each sequence begins in the stream.
+        breaks: ascending places in the stream where a piece begins inside a sequence, which neither words nor n-grams
+            cross; None: each sequence is one piece.
     """
-    found = _draw(
-        rule.rate,
-        _NO_LIMIT if rule.max_masked is None else rule.max_masked,
-        _NO_WEIGHTS if rule.weights is None else rule.weights,
-        (rule.mask, rule.random),
-        rule.mask_id,
-        rule.vocab_size,
-        np.array(sorted(rule.special_ids), np.int64),
-        np.uint64(seed & 0xFFFFFFFFFFFFFFFF),
-        np.asarray(views, np.int64),
-        np.asarray(sequence_ids, np.uint64),
-        np.asarray(ids).astype(np.int64),
-        np.asarray(continues, np.bool_) if rule.whole_words else np.zeros(len(ids), np.bool_),
-        np.asarray(offsets, np.int64),
+    inner = np.zeros(0, np.int64) if breaks is None else np.asarray(breaks, np.int64)
+    starts = np.sort(np.concatenate([offsets[:-1], inner])).astype(np.int64)
+    pieces = np.stack([starts, np.append(starts[1:], offsets[-1:]) - starts], axis=1)
+    bits = np.packbits(np.asarray(continues, np.bool_), bitorder="little")
+    index = np.searchsorted(starts, offsets).astype(np.int64)
+    index[-1] = len(starts)
+    shard = Arrays(np.asarray(ids).astype(np.uint32), bits, index, pieces)
+    return drawn(Mapped([shard], wide=True, pairs=False), rule, seed, views, sequence_ids, np.arange(len(offsets) - 1))
+
+
+def drawn(
+    shards: Mapped, rule: MaskRule, seed: int, views: Ints, sequence_ids: NDArray[np.uint64], index: Ints
+) -> Masks:
+    """Masks of the sequences ``index`` (int64 [n]) of some shards; the rest as in :func:`draw`."""
+    table, index = shards.table, np.asarray(index, np.int64)
+    owner, local = owners(shards.starts, index)
+    lengths, _ = lengths_of(table, owner, local)
+    offsets = offsets_of(lengths + (3 if shards.pairs else 2))
+    none = np.zeros(0, np.int64)
+    ids = np.empty(int(offsets[-1]), np.int64)
+    masked, out = draw_into(
+        shards, rule, seed, views, sequence_ids, (owner, local, offsets), Marks(-1, -1), (ids, none, none, none)
     )
-    return Masks(*found)
+    return Masks(masked, out[0] - np.repeat(offsets[:-1], np.diff(masked)), out[2])
+
+
+def draw_into(
+    shards: Mapped,
+    rule: MaskRule,
+    seed: int,
+    views: Ints,
+    sequence_ids: NDArray[np.uint64],
+    where: tuple[Ints, Ints, Ints],
+    marks: Marks,
+    batch: tuple[Ints, Ints, Ints, Ints],
+) -> tuple[Ints, Ints]:
+    """Read and mask sequences in one go.
+
+    Args:
+        shards, rule, seed, views, sequence_ids: as in :func:`drawn`.
+        where: int64, for each sequence its shard [n] and number in it [n], and its offsets in the batch [n + 1].
+        marks: what stands around a sequence.
+        batch: int64, filled: ids [N], and unless they are empty positions [N], and of pairs types [N] and labels [n].
+
+    Returns:
+        (int64 [n + 1], where the selected rows of each sequence begin; int64 [3, M], rows in the batch, the tokens that
+        stood there, and what stands there now).
+    """
+    offsets = where[2]
+    n, total = len(offsets) - 1, int(offsets[-1])
+    room = np.empty(8 * (int(np.diff(offsets).max(initial=0)) + 2), np.int64)
+    masked = np.zeros(n + 1, np.int64)
+    key = (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.asarray(views, np.int64), np.asarray(sequence_ids, np.uint64))
+    # A budget is at most its share and 1; a word that is longer than the budget may be taken where nothing else fits.
+    for capacity in (int(rule.rate * total) + n, total):
+        out = np.empty((3, capacity), np.int64)
+        if gather_drawn(shards.table, rule.kernel, *key, *where, tuple(marks), *batch, room, out, masked):
+            break
+    return masked, out[:, : int(masked[-1])]

@@ -66,7 +66,7 @@ def prepare(
                 with watching(job, phase, on_progress):
                     carry_out(job, phase, cluster)
             phase.close(job)
-        return Corpus.open(folder)
+        return Corpus.open(folder, config.verify)
 
 
 def submit(config: DataConfig, folder: Path, cluster: SlurmCluster) -> list[str]:
@@ -125,7 +125,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def reuse(config: DataConfig, folder: Path) -> Corpus:
     """The finished corpus in ``folder``, unless it was made from something else."""
-    corpus = Corpus.open(folder)
+    corpus = Corpus.open(folder, config.verify)
     changed = differences(as_of_now(corpus.manifest["identity"]), identity_of(config))
     for name, size in corpus.manifest["inputs"].items():
         now = Path(name).stat().st_size if Path(name).is_file() else size  # gone since then: not needed any more

@@ -29,6 +29,7 @@ from data_prep.readers import READERS, Reader, open_sources
 from data_prep.rewrite import describe_rewrite
 from data_prep.segment import describe_segmenter
 from data_prep.shards import is_sound, read_manifest, write_manifest
+from data_prep.similar import make_similar
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 
@@ -200,8 +201,9 @@ def settle(config: DataConfig, folder: Path, readers: list[Reader], blocks: list
         below = held_out_threshold(config, readers, blocks) if config.sources else 0
         with writing(folder):
             tokenizer = make_tokenizer(config, readers, folder)
+            similar = make_similar(config.masks.similar, tokenizer, folder)
         segmenter, rewrite = describe_segmenter(config.segment), describe_rewrite(config.clean)
-        key = [identity_of(config), tokenizer.hash, segmenter, below, *rewrite.items()]
+        key: list[Any] = [identity_of(config), tokenizer.hash, segmenter, below, similar, *rewrite.items()]
         if config.dedup.wanted:  # what a shard leaves out depends on all inputs
             key.append([file_state(reader) for reader in readers])
         names = [shard_name(ordinal, key, readers[b.source], b) for ordinal, b in enumerate(blocks)]

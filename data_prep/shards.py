@@ -32,6 +32,8 @@ FORMAT = 1
 SPLITS = ("train", "held_out")
 _POINTERS = 1 << 20
 """Of an index, written at a time."""
+CHECKED_BYTES = 4 << 20
+"""Bytes of a block with a checksum of its own."""
 
 
 # ---------------------------------------------------------------- writing
@@ -73,7 +75,7 @@ def seal(aside: Path, final: Path, facts: dict[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in aside.rglob("*") if p.is_file()):
         sync(path)
-        files[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "xxh3": file_hash(path)}
+        files[str(path.relative_to(aside))] = file_facts(path)
     write_manifest(aside, {**facts, "files": files})
     for folder in sorted({p.parent for p in aside.rglob("*")}):
         sync(folder)
@@ -175,6 +177,15 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     path.write_bytes(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file that may be missing or broken: {} then."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_manifest(folder: Path, content: dict[str, Any], name: str = "manifest.json") -> None:
     """Write ``folder/manifest.json`` with the format version and a checksum of itself."""
     content = {"format": FORMAT, **content}
@@ -193,6 +204,17 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size, xxh3-128 of the whole file, and xxh3-64 of each of its blocks of :data:`CHECKED_BYTES`."""
+    digest, blocks, size = xxhash.xxh3_128(), [], 0
+    with path.open("rb") as file:
+        while block := file.read(CHECKED_BYTES):
+            digest.update(block)
+            blocks.append(xxhash.xxh3_64_hexdigest(block))
+            size += len(block)
+    return {"bytes": size, "xxh3": digest.hexdigest(), "block_bytes": CHECKED_BYTES, "blocks": blocks}
 
 
 # ---------------------------------------------------------------- reading

@@ -47,10 +47,15 @@ class Units:
     base: np.uint64
 
     @cached_property
+    def bounds(self) -> Ints:
+        """int64 [d + 1]: the tokens of document i are ``bounds[i]:bounds[i + 1]``."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        return np.asarray(ends[self.documents], np.int64)
+
+    @cached_property
     def keys(self) -> Keys:
         """uint64 [d]: a hash of the seed and of each document's tokens."""
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
-        return np.asarray(_keys(np.asarray(self.tokens), ends[self.documents], np.uint64(self.seed & MASK_64)))
+        return np.asarray(_keys(np.asarray(self.tokens), self.bounds, np.uint64(self.seed & MASK_64)))
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,23 @@ def shuffled(units: Units, config: SequenceConfig) -> Sequences:
     ranks = _ranks(np.uint64(units.seed & MASK_64), units.base, len(pieces))
     pieces = pieces[np.argsort(ranks, kind="stable")]
     return Sequences(_packed(pieces[:, 1], config.max_length - 2), pieces)
+
+
+@VARIANTS.add("packed")
+def packed(units: Units, config: SequenceConfig) -> Sequences:
+    """All tokens of the shard in a row, cut after each ``max_length - 2``, wherever that is.
+
+    Sequences cross documents, without a mark between them; a piece ends with its document, so that no word (nor n-gram
+    of masked words) reaches into the next one. The last sequence of a shard is shorter, and left out with
+    ``drop_remainder``. Source: MiniRBT's ``group_texts``, which packs 1000 lines at a time and drops what is over.
+    """
+    room, total = config.max_length - 2, int(units.bounds[-1])
+    if config.drop_remainder:
+        total -= total % room
+    cuts = np.arange(0, total, room, dtype=np.int64)
+    starts = np.union1d(cuts, units.bounds[units.bounds < total])
+    pieces = np.stack([starts, np.append(starts[1:], total) - starts if len(starts) else starts], axis=1)
+    return Sequences(np.append(np.searchsorted(starts, cuts), len(starts)).astype(np.int64), pieces)
 
 
 def _joined(units: Units, config: SequenceConfig, probability: float) -> Sequences:

@@ -156,28 +156,22 @@ class CorpusSource:
 
     def batch(self, index: Ints, epochs: Ints, kernel: Kernel) -> Batch:
         """The masked batch of the sequences ``index`` (in this order); epoch e sees mask view e."""
-        gathered = self.split.gather(index)
-        masks = self.split.masks(index, epochs)
-        lengths = np.diff(gathered.offsets)
-        rows = np.repeat(gathered.offsets[:-1], np.diff(masks.offsets)) + masks.positions
-        ids = gathered.ids
-        labels = ids[rows]
-        ids[rows] = masks.ids
-        positions = np.arange(len(ids), dtype=np.int64) - np.repeat(gathered.offsets[:-1], lengths)
-        names = self.split.sequence_ids(index)
-        sampled = None
+        masked = self.split.masked(index, epochs)
+        lengths = np.diff(masked.offsets)
+        names, sampled = masked.sequence_ids, None
         if self.sampled is not None:
-            sampled = torch.from_numpy(sampled_rows(names, epochs, lengths, positions, self.seed, self.sampled))
+            rows = sampled_rows(names, epochs, lengths, masked.positions, self.seed, self.sampled)
+            sampled = torch.from_numpy(rows)
         ours = torch.from_numpy
         return Batch(
-            ours(ids),
-            ours(positions),
+            ours(masked.ids),
+            ours(masked.positions),
             layout(lengths.tolist(), kernel),
-            types=None if gathered.types is None else ours(gathered.types.astype(np.int64)),
-            rows=ours(rows),
-            labels=ours(labels),
+            types=None if masked.types is None else ours(masked.types),
+            rows=ours(masked.rows),
+            labels=ours(masked.labels),
             sampled=sampled,
-            order=None if gathered.order is None else ours(gathered.order),
+            order=None if masked.order is None else ours(masked.order),
             sequence_ids=names,
         )
 

@@ -51,7 +51,7 @@ def finish_run(config: RunConfig, folder: Path) -> None:
     """
     for index in range(len(config.stages)):
         check_finished(config, index, folder)
-    corpus = Corpus.open(data_folder(config, folder))
+    corpus = Corpus.open(data_folder(config, folder), config.data.verify)
     models = chain_models(config, folder)
     evaluation = folder / "evaluation"
     training = trained(config.stages)[-1].training

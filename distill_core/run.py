@@ -27,7 +27,7 @@ from distill_core.stage import run_stages
 
 def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
     """Run the stages in order (or just ``only``), skipping those that are done; True when all are done."""
-    corpus = Corpus.open(config.data_folder)
+    corpus = Corpus.open(config.data_folder, config.data.verify)
     for group in groups(config.stages):
         wanted = [index for index in group if only is None or config.stages[index].name == only]
         if wanted:

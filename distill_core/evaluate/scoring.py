@@ -37,7 +37,7 @@ class Copies:
     ``ids``: int64 [N], the texts one after another with their special tokens; ``offsets``: int64 [n + 1];
     ``text``: int64 [c], which text is copied; ``scored``: int64 [c], the place in it that is scored;
     ``hidden``: int64 [c, 2], first and end of the span that is masked as well (empty where they are equal);
-    ``types``: uint8 [N], 1 in the second text of a pair, None: all 0.
+    ``types``: integer [N], 1 in the second text of a pair, None: all 0.
     """
 
     ids: Ints
@@ -45,7 +45,7 @@ class Copies:
     text: Ints
     scored: Ints
     hidden: Ints
-    types: NDArray[np.uint8] | None = None
+    types: NDArray[np.integer] | None = None
 
     def __len__(self) -> int:
         return len(self.text)

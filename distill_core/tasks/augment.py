@@ -22,9 +22,9 @@ from configs.errors import ConfigError
 from configs.loader import Config, runtime
 from data_prep.config import Fraction, SegmentConfig
 from data_prep.documents import Counts
+from data_prep.vectors import Vectors, read_vectors
 from distill_core.models.encoder import Encoder
 from distill_core.tasks.augment_model import WordModel
-from distill_core.tasks.augment_vectors import Vectors, read_vectors
 from distill_core.tasks.augment_words import Language, Word, Words, join_tokens, only_han
 from distill_core.tasks.rows import Row, TaskKind
 

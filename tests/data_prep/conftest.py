@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, object]] = {
     "lines": {"clean": CleanConfig(unit="line", min_unit_characters=11)},
     "merged": {"masks": MaskConfig(mode="dynamic", unit="token", smoothing=0.7, max_masked=5)},
     "shuffled": {"masks": MaskConfig(unit="token", views=1)},
+    "packed": {"masks": MaskConfig(views=2, ngram=[0.4, 0.3, 0.2, 0.1], replace="word")},
     "next": {"masks": MaskConfig(views=2)},
     "swapped": {"masks": MaskConfig(rate=0, views=2)},
 }

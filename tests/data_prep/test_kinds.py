@@ -65,13 +65,18 @@ def test_sequences_have_their_shape(kind_corpus: Corpus, name: SplitName) -> Non
         assert gathered.order.mean() == pytest.approx(0.5, abs=0.2)
 
 
+def tokens_of(split: Split, corpus: Corpus) -> np.ndarray:
+    """All tokens of all sequences without [CLS] and [SEP]."""
+    ids = everything(split)[1].ids
+    return ids[~np.isin(ids, [corpus.special_ids[k] for k in ("cls", "sep")])]
+
+
 def test_holds_the_text(kind_corpus: Corpus, sample_corpus: Corpus) -> None:
     """The tokens of `documents`, once each. Lines leave out the short ones; pairs are cut, and random ones repeat."""
     split = kind_corpus.split("train")
-    content = split.content(np.arange(len(split)))
-    whole = sample_corpus.split("train").content(np.arange(len(sample_corpus.split("train"))))
-    found, expected = Counter(content.ids.tolist()), Counter(whole.ids.tolist())
-    if kind_of(kind_corpus) in ("merged", "shuffled"):
+    content, whole = (tokens_of(part, sample_corpus) for part in (split, sample_corpus.split("train")))
+    found, expected = Counter(content.tolist()), Counter(whole.tolist())
+    if kind_of(kind_corpus) in ("merged", "shuffled", "packed"):
         assert found == expected and kind_corpus.manifest["short_units"] == 0
     elif kind_of(kind_corpus) == "lines":
         assert found <= expected and kind_corpus.manifest["short_units"] > 0
@@ -79,8 +84,8 @@ def test_holds_the_text(kind_corpus: Corpus, sample_corpus: Corpus) -> None:
         assert found.total() == pytest.approx(2 * expected.total(), rel=0.25) and set(found) <= set(expected)
         if kind_corpus.manifest["identity"]["sequences"]["pair_order"] == "swapped":
             assert found <= expected + expected, "each of two copies uses a token once at most"
-    if kind_of(kind_corpus) == "merged":
-        assert np.array_equal(content.ids, whole.ids), "merged keeps the order"
+    if kind_of(kind_corpus) in ("merged", "packed"):
+        assert np.array_equal(content, whole), "the order is kept"
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -145,6 +150,7 @@ def test_is_drawn_for_people(kind_corpus: Corpus) -> None:
         "lines": "stored, 3 views, rate 15%",
         "merged": "dynamic, rate 15%, single tokens, weights count^-0.7, at most 5 a sequence",
         "shuffled": "stored, 1 views, rate 15%, single tokens",
+        "packed": "stored, 2 views, rate 15%, n-grams 0.4/0.3/0.2/0.1, drawn per word",
         "pairs": "stored, 2 views, rate 15%" if order == "next" else "stored, 2 views, rate 0%, held_out 15%",
     }
     assert facts["masks"] == expected[kind_of(kind_corpus)]

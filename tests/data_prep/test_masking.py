@@ -286,9 +286,3 @@ def test_rates_of_the_splits() -> None:
 def test_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaskConfig.model_validate(settings)
-
-
-def test_between_moves_what_stands_behind_the_separator() -> None:
-    masks = Masks(np.array([0, 3, 3, 5]), np.array([1, 4, 5, 2, 3]), np.arange(5))
-    assert masks.between(np.array([4, 1, 1])).positions.tolist() == [1, 4, 6, 3, 4]
-    assert masks.between(None) is masks

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from data_prep.config import SequenceConfig
-from data_prep.variants import VARIANTS, Sequences, Units, documents, lines, merged, shuffled
+from data_prep.variants import VARIANTS, Sequences, Units, documents, lines, merged, packed, shuffled
 from tests.data_prep.hashes import GOLDEN, MASK64, hashed, mix, share
 
 corpora = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), max_size=8)
@@ -206,3 +206,30 @@ def test_defaults_of_a_kind_stand_in_the_resolved_config() -> None:
     assert (pairs.pair_order, pairs.short_sequence_probability, pairs.copies) == ("next", 0.1, 1)
     assert SequenceConfig.model_validate(pairs.model_dump()) == pairs
     assert SequenceConfig().merge_probability is None
+
+
+@given(corpora, rooms, seeds, st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_packed_is_one_row_of_tokens_cut_at_equal_lengths(
+    corpus: list[list[int]], room: int, seed: int, drop: bool
+) -> None:
+    """Every token once, in order; all sequences but the last full; a piece ends with its document."""
+    units = units_of(corpus, seed)
+    found = packed(units, config_of("packed", room, drop_remainder=drop))
+    total = sum(map(sum, corpus))
+    kept = total - total % room if drop else total
+    flat = [t for start, count in found.pieces.tolist() for t in range(start, start + count)]
+    assert flat == list(range(kept))
+    sizes = [int(found.pieces[a:b, 1].sum()) for a, b in itertools.pairwise(found.offsets.tolist())]
+    assert sizes == [room] * (kept // room) + [kept % room] * (kept % room > 0)
+    owner = np.repeat(np.arange(len(corpus)), [sum(document) for document in corpus])
+    for start, count in found.pieces.tolist():
+        assert count > 0 and len(set(owner[start : start + count].tolist())) == 1
+    borders = {int(b) for b in np.cumsum([0, *map(sum, corpus)])} | set(range(0, total, room))
+    assert set(found.pieces[:, 0].tolist()) == {b for b in borders if b < kept}
+
+
+def test_drop_remainder_belongs_to_packed() -> None:
+    with pytest.raises(ValueError, match="drop_remainder belongs to kind: packed"):
+        config_of("lines", 20, drop_remainder=True)
+    assert config_of("packed", 20).drop_remainder is False

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokeniz
 from configs.errors import ConfigError, DataError
 from data_prep.config import SegmentConfig
 from data_prep.documents import Counts
+from data_prep.vectors import read_vectors
 from distill_core.models import pretrained
 from distill_core.models.encoder import Encoder
 from distill_core.tasks.augment import AugmentConfig, Candidates, Side, augment, text_side, token_side, variants
-from distill_core.tasks.augment_vectors import read_vectors
 from distill_core.tasks.augment_words import Word, Words
 from distill_core.tasks.rows import Row, RowCounts, TaskKind, read_rows, write_rows
 from tests.distill_core.evaluate.reference import byte_level, model_folder
@@ -258,7 +258,7 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = vectors_file(tmp_path / "v.txt", {f"w{i}": rng.normal(size=4).tolist() for i in range(25)})
     whole, blocked = read_vectors(path, 100), read_vectors(path, 100)
     whole.learn(whole.words, 5)
-    monkeypatch.setattr("distill_core.tasks.augment_vectors.BLOCK", 60)
+    monkeypatch.setattr("data_prep.vectors.BLOCK", 60)
     blocked.learn(blocked.words, 5)
     assert all(whole.neighbours(word, 5) == blocked.neighbours(word, 5) for word in whole.words)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import CleanConfig, SourceConfig, TokenizerConfig
@@ -17,6 +15,7 @@ from data_prep.inspect import draw_sequence, samples, totals
 from data_prep.pipeline import prepare, verify
 from data_prep.tokenizer import open_tokenizer
 from tests.data_prep.conftest import kind_config, sample_config
+from tests.data_prep.test_convert import rows
 
 SPLITS: list[SplitName] = ["train", "held_out"]
 
@@ -161,7 +160,7 @@ def test_is_drawn_for_people(kind_corpus: Corpus) -> None:
 def test_is_converted(kind_corpus: Corpus, tmp_path: Path, to: str) -> None:
     split, out = kind_corpus.split("held_out"), tmp_path / f"held_out.{to}"
     convert(kind_corpus, "held_out", to, out)
-    found = pq.read_table(out).to_pylist() if to == "parquet" else [json.loads(x) for x in out.open()]
+    found = rows(out)
     _, gathered = everything(split)
     order = kind_corpus.manifest["identity"]["sequences"]["pair_order"]
     label = {"next": "next_sentence_label", "swapped": "sentence_order_label", None: None}[order]

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_prep.block import stream
 from data_prep.config import NearConfig
 from data_prep.minhash import EMPTY, RECALL, band_keys, bands, describe_signatures, ngram_hashes, signatures
+from data_prep.stream import raw_stream
 
 ALPHABET = [chr(0x4E00 + i) for i in range(3000)]
+
+
+def arrays(texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    stream = raw_stream(texts)
+    return stream.chars, stream.documents
 
 
 def ngrams(text: str, n: int) -> set[str]:
@@ -48,7 +53,7 @@ def similar_pairs(count: int, seed: int) -> list[tuple[str, str]]:
 @given(st.lists(st.text("的好ab AZİß１2，。\n𠀀é", max_size=30), min_size=1, max_size=6), st.integers(1, 7))
 def test_ngrams_are_those_of_the_strings(texts: list[str], n: int) -> None:
     """Hashes and strings correspond one to one, and each document has its own."""
-    hashes, rows = ngram_hashes(*stream(texts), n)
+    hashes, rows = ngram_hashes(*arrays(texts), n)
     meaning: dict[int, str] = {}
     for text, (begin, end) in zip(texts, pairwise(rows.tolist()), strict=True):
         letters = "".join(lower(c) for c in text if c.isalnum())
@@ -61,7 +66,7 @@ def test_ngrams_are_those_of_the_strings(texts: list[str], n: int) -> None:
 
 
 def agreements(pairs: list[tuple[str, str]], near: NearConfig) -> NDArray[np.float64]:
-    values = signatures(*stream([text for pair in pairs for text in pair]), near)
+    values = signatures(*arrays([text for pair in pairs for text in pair]), near)
     return np.asarray((values[::2] == values[1::2]).mean(axis=1))
 
 
@@ -82,7 +87,7 @@ def test_the_curve_of_bands_is_the_formula() -> None:
     near, pairs = NearConfig(), similar_pairs(3000, 1)
     count, rows = bands(near)
     exact = np.array([jaccard(a, b, near.ngram) for a, b in pairs])
-    values = signatures(*stream([text for pair in pairs for text in pair]), near)
+    values = signatures(*arrays([text for pair in pairs for text in pair]), near)
     met = np.zeros(len(pairs), np.bool_)
     for band in range(count):
         keys = band_keys(values, band, rows)
@@ -98,7 +103,7 @@ def test_precision_and_recall_of_bands_with_comparison() -> None:
     near, pairs = NearConfig(threshold=0.7), similar_pairs(3000, 2)
     count, rows = bands(near)
     exact = np.array([jaccard(a, b, near.ngram) for a, b in pairs])
-    values = signatures(*stream([text for pair in pairs for text in pair]), near)
+    values = signatures(*arrays([text for pair in pairs for text in pair]), near)
     met = np.zeros(len(pairs), np.bool_)
     for band in range(count):
         keys = band_keys(values, band, rows)
@@ -121,14 +126,14 @@ def test_bands_find_what_is_at_the_threshold(threshold: float, permutations: int
 def test_spaces_punctuation_and_case_make_no_difference() -> None:
     near = NearConfig()
     values = signatures(
-        *stream(["今天，天气很好。Hello World", "今天 天气\n很好！！hello-world", "今天天气不好"]), near
+        *arrays(["今天，天气很好。Hello World", "今天 天气\n很好！！hello-world", "今天天气不好"]), near
     )
     assert np.array_equal(values[0], values[1])
     assert not np.array_equal(values[0], values[2])
 
 
 def test_texts_without_letters_are_like_no_other() -> None:
-    values = signatures(*stream(["！！！", "你好", "你", "？？"]), NearConfig())
+    values = signatures(*arrays(["！！！", "你好", "你", "？？"]), NearConfig())
     assert (values[[0, 3]] == EMPTY).all()
     assert (values[[1, 2]] != EMPTY).any(axis=1).all() and not np.array_equal(values[1], values[2])
 
@@ -136,8 +141,8 @@ def test_texts_without_letters_are_like_no_other() -> None:
 def test_signatures_do_not_depend_on_the_batch() -> None:
     texts = [text for pair in similar_pairs(10, 3) for text in pair]
     near = NearConfig()
-    together = signatures(*stream(texts), near)
-    single = np.concatenate([signatures(*stream([text]), near) for text in texts])
+    together = signatures(*arrays(texts), near)
+    single = np.concatenate([signatures(*arrays([text]), near) for text in texts])
     assert np.array_equal(together, single) and together.dtype == np.uint32
     # They lie on disk while a preparation is restarted; with another version of rensa they may be others.
     assert together[0, :3].tolist() == FIRST and describe_signatures() == "rensa RMinHash 2"

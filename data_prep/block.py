@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
 from data_prep.atomic import write_json
-from data_prep.clean import clean_texts, select
+from data_prep.clean import clean_texts
 from data_prep.config import DataConfig, FilterConfig, SegmentConfig, TokenizerConfig
 from data_prep.corpus import HELD_OUT_BIT
 from data_prep.documents import Block, Counts
@@ -27,6 +28,7 @@ from data_prep.masking import MaskRule, drawn, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
+from data_prep.share import Allowance, copies, sampled
 from data_prep.similar import open_similar
 from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
 from data_prep.stream import Stream
@@ -40,6 +42,8 @@ CHUNK = 1 << 20
 """Tokens that are counted together."""
 SEQUENCES = 1024
 """Sequences whose masks are drawn together."""
+PART_SHIFT = 18
+"""Bits of an ordinal (of 30) that number the blocks; those above number the parts of a block."""
 
 Ints = NDArray[np.int64]
 
@@ -61,9 +65,12 @@ class Task:
 def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) -> Iterator[Stream]:
     """The cleaned texts of a block, many at a time; what is dropped is counted by reason.
 
+    Of a source with a ``weight`` below 1 only the share; up to the limits of the block.
+
     Raises:
         DataError: the system cannot read on. (As an ``OSError`` it would pass for one met while writing.)
     """
+    allowance, taken, before = Allowance(block), 0, counts["documents"]
     try:
         for texts in batches(reader.texts(block, counts)):
             stream, dropped = clean_texts(texts, config.clean)
@@ -72,7 +79,14 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
             for reason, n in dropped.items():
                 counts[f"dropped_{reason}"] += n
                 counts["documents"] -= n  # the reader counted them as read
-            yield stream
+            stream = allowance.take(sampled(stream, reader.source.weight, config.seed, counts))
+            taken += len(stream.documents) - 1
+            if allowance.spent:  # what was read beyond the limit was not read
+                counts["documents"] = before + taken
+            if len(stream.documents) > 1:
+                yield stream
+            if allowance.spent:
+                return
     except OSError as error:
         raise DataError(
             f"Cannot read {block.path}: {error.strerror or error}. Check the disk, and start again: finished shards "
@@ -87,7 +101,7 @@ def filtered(stream: Stream, rule: FilterConfig, dropped: Counter[str]) -> Strea
         return stream
     found = np.bincount(codes, minlength=len(REASONS)).tolist()
     dropped.update({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
-    return select(stream, codes == 0)
+    return stream.chosen(codes == 0)
 
 
 def batches(texts: Iterable[list[str]]) -> Iterator[list[str]]:
@@ -118,35 +132,94 @@ def _opened(folder: Path, state: object, tokenizer: str, segment: str) -> tuple[
 
 
 def prepare_block(task: Task) -> dict[str, Any]:
-    """Make the shard of ``task`` and put it into place; returns its manifest without the file list."""
+    """Make the shard of ``task`` and put it into place; returns its manifest without the file list.
+
+    A block whose size was not known (compressed, streamed) may become several shards, so that memory is bounded: the
+    further ones are named in ``parts`` of the first one's manifest, which comes into place last.
+    """
     config, counts = task.config, Counts()
-    tokenizer, segmenter = opened(config, task.data / "tokenizer")
-    unknown: Counter[str] = Counter()
-    with ShardWriter(task.data / "shards" / task.name, tokenizer.dtype) as writer:
-        streams = cleaned(config, task.reader, task.block, counts)
-        drops = Drops.open(task.data, task.ordinal, task.block.path) if config.dedup.wanted else None
-        for stream in streams if drops is None else drops.without(streams, counts):
-            encoded = encode(stream, tokenizer, segmenter, config.clean)
-            hashes, size = stream.hashes(config.seed)
-            held_out = hashes < np.uint64(task.held_out_below)
-            writer.splits["train"].add(*encoded.chosen(~held_out))
-            writer.splits["held_out"].add(*encoded.chosen(held_out))
-            note_unknown(unknown, encoded.texts_of(tokenizer.special_ids["unk"], LONGEST_PIECE))
-            counts["short_units"] += encoded.short
-            counts["characters"] += len(stream.chars)
-            counts["bytes"] += size
-        splits = {}
-        for name in SPLITS:
-            split = writer.splits[name]
-            split.close()
-            splits[name] = write_views(split, name, task, tokenizer)
+    tools = opened(config, task.data / "tokenizer")
+    streams = cleaned(config, task.reader, task.block, counts)
+    drops = Drops.open(task.data, task.ordinal, task.block.path) if config.dedup.wanted else None
+    if drops is not None:
+        streams = drops.without(streams, counts)
+    names: list[str] = []
+    with ShardWriter(task.data / "shards" / task.name, tools[0].dtype) as writer:
+        # A block without documents has its shard, too.
+        for part, some in groupby(chain([(0, None)], numbered(streams, part_bytes(task))), key=lambda item: item[0]):
+            texts = (stream for _, stream in some if stream is not None)
+            if part == 0:
+                first = write_splits(writer, task, texts, tools, counts)
+                continue
+            further = replace(task, name=f"{task.name}.{part:03d}", ordinal=part_ordinal(task, part))
+            with ShardWriter(task.data / "shards" / further.name, tools[0].dtype) as beside:
+                own = write_splits(beside, further, texts, tools, counts)
+                beside.finish({"ordinal": further.ordinal, "block": asdict(task.block), "counts": {}, **own})
+            names.append(further.name)
         if drops is not None and drops.examples:
             write_json(writer.aside / EXAMPLES, {"documents": drops.examples})
-        facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), "splits": splits}
-        train = writer.splits["train"].folder
-        facts["statistics"] = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)
+        facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), **first}
+        if names:
+            facts["parts"] = names
         writer.finish(facts)
     return facts
+
+
+def part_bytes(task: Task) -> int:
+    """Bytes of text that make a shard full. No block of UTF-8 text of a known size, each document once, has more."""
+    return max(1, int((task.config.block_megabytes << 20) / max(1.0, task.reader.source.weight)))
+
+
+def numbered(streams: Iterable[Stream], size: int) -> Iterator[tuple[int, Stream]]:
+    """``streams`` with the number of their part. A document begins the next part when this one has ``size`` bytes."""
+    part, held = 0, 0
+    for stream in streams:
+        ends = stream.utf8()[1]
+        first, n = 0, len(ends) - 1
+        while first < n:
+            if held >= size:
+                part, held = part + 1, 0
+            last = first + int(np.searchsorted(ends[first:-1] - ends[first] + held, size))
+            yield part, stream if last - first == n else stream.between(first, last)
+            held += int(ends[last] - ends[first])
+            first = last
+
+
+def part_ordinal(task: Task, part: int) -> int:
+    """Ordinals of parts lie above those of all blocks, which are known before; the first part has the block's own."""
+    if task.ordinal >> PART_SHIFT or part >> (30 - PART_SHIFT):
+        raise DataError(f"{task.block.path} has too many parts; set a larger data.block_megabytes.")
+    return task.ordinal | part << PART_SHIFT
+
+
+def write_splits(
+    writer: ShardWriter,
+    task: Task,
+    streams: Iterable[Stream],
+    tools: tuple[Tokenizer, Segmenter],
+    counts: Counts,
+) -> dict[str, Any]:
+    """Tokens and views of both splits of one shard; returns its part of the manifest."""
+    config, (tokenizer, segmenter) = task.config, tools
+    unknown: Counter[str] = Counter()
+    for stream in streams:
+        encoded = encode(stream, tokenizer, segmenter, config.clean)
+        hashes, size = stream.hashes(config.seed)
+        held_out = hashes < np.uint64(task.held_out_below)
+        times = copies(hashes, task.reader.source.weight)
+        writer.splits["train"].add(*encoded.chosen(times * ~held_out))
+        writer.splits["held_out"].add(*encoded.chosen(held_out.astype(np.int64)))
+        note_unknown(unknown, encoded.texts_of(tokenizer.special_ids["unk"], LONGEST_PIECE))
+        counts["short_units"] += encoded.short
+        counts["characters"] += len(stream.chars)
+        counts["bytes"] += size
+    splits = {}
+    for name in SPLITS:
+        writer.splits[name].close()
+        splits[name] = write_views(writer.splits[name], name, task, tokenizer)
+    train = writer.splits["train"].folder
+    noted = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)
+    return {"splits": splits, "statistics": noted}
 
 
 def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -179,18 +179,9 @@ def _with_long_units(stream: Stream, config: CleanConfig, dropped: Counter[str])
         return stream
     begins, ends, firsts = cut(stream, config)
     keep = np.maximum.reduceat(ends - begins, firsts[:-1]) >= config.min_unit_characters
-    if keep.all():
-        return stream
-    dropped["short_units"] += int(count - keep.sum())
-    return select(stream, keep)
-
-
-def select(stream: Stream, keep: NDArray[np.bool_]) -> Stream:
-    """The documents of ``stream`` for which ``keep`` (bool [d]) is true."""
-    lengths = np.diff(stream.documents)
-    ends = np.zeros(int(keep.sum()) + 1, np.int64)
-    np.cumsum(lengths[keep], out=ends[1:])
-    return Stream(stream.chars[np.repeat(keep, lengths)], ends)
+    if short := int(count - keep.sum()):
+        dropped["short_units"] += short
+    return stream.chosen(keep)
 
 
 @njit(cache=True, nogil=True, inline="always")

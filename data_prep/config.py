@@ -20,14 +20,28 @@ class SourceConfig(Config):
     path: str
     """A file, a folder, a glob, ``builtin:sample``, or (kind ``datasets``) a hub name or a local folder."""
     kind: str = "auto"
-    """``auto``: by the file's ending (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); else the name of a reader: text,
-    jsonl, parquet, datasets, or one of a plugin."""
-    text_column: str = "text"
+    """``auto``: by the file's ending (.txt, .jsonl, .parquet, .warc, .wet, .xml; most of them also with .gz, .xz, .zst,
+    .bz2); else the name of a reader: text, jsonl, parquet, warc, mediawiki, datasets, or one of a plugin."""
+    label: str | None = None
+    """The source's name in counts and reports; default: ``path``."""
+    text_column: str | Annotated[list[str], Field(min_length=1)] = "text"
+    """Field of a record that holds its text. Several: their texts are joined by line breaks, e.g. [title, text]."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
+    """0.3: three of ten documents are taken, chosen by a hash of their text. 2.5: each stands twice in the training
+    split, and half of them three times; held-out documents stand once."""
+    max_documents: int | None = Field(default=None, ge=1)
+    max_megabytes: float | None = Field(default=None, gt=0)
+    """Only the beginning of the source, as it is after cleaning and with a ``weight`` below 1; megabytes (10^6) of
+    UTF-8 text. The document that reaches the limit is the last one."""
     name: str | None = None
     """``datasets`` only: the configuration's name."""
     split: str = "train"
     """``datasets`` only."""
     encoding: str = "utf-8"
+
+    @property
+    def text_columns(self) -> list[str]:
+        return [self.text_column] if isinstance(self.text_column, str) else self.text_column
 
     @field_validator("kind")
     @classmethod

@@ -26,6 +26,9 @@ class Block:
     start: int
     stop: int | None
     """``start`` and ``stop`` count bytes, row groups or records, as the reader says; ``None``: to the end."""
+    max_documents: int | None = None
+    max_bytes: int | None = None
+    """Only the first documents (after cleaning) are taken: so many, and until they have so many bytes."""
 
 
 class Counts(Counter[str]):

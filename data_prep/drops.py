@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.clean import select
 from data_prep.config import DataConfig
 from data_prep.documents import Counts
 from data_prep.shards import map_array, read_manifest
@@ -102,7 +101,7 @@ class Drops:
                     counts["documents"] -= n  # the reader counted them as read
                     counts[f"dropped_{reason}"] += n
             self.seen += count
-            yield select(stream, codes == 0) if codes.any() else stream
+            yield stream.chosen(codes == 0)
         if self.seen < len(self.codes):
             raise self._changed("fewer")
 

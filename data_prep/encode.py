@@ -36,9 +36,9 @@ class Encoded:
     short: int
 
     def chosen(
-        self, documents: NDArray[np.bool_]
+        self, copies: NDArray[np.int64]
     ) -> tuple[NDArray[np.integer], NDArray[np.bool_], NDArray[np.int32], Ints]:
-        """What :meth:`data_prep.shards.SplitWriter.add` writes of the ``documents`` (bool [d]) that are true.
+        """What :meth:`data_prep.shards.SplitWriter.add` writes, each document ``copies`` (int64 [d]) times.
 
         A token continues a word when it begins at a character that begins none, or at the same character as the
         token before it; the first one of a unit never does. Units and documents without tokens are left out.
@@ -46,11 +46,13 @@ class Encoded:
         Returns:
             ids and continuation bits [t], tokens of each unit int32 [s], units of each document int64 [n].
         """
-        total = int(self.counts[np.repeat(documents, np.diff(self.firsts))].sum())
+        copies = copies.astype(np.int64, copy=False)
+        times = np.repeat(copies, np.diff(self.firsts))
+        total = int((self.counts * times).sum())
         ids, continues = np.empty(total, self.ids.dtype), np.empty(total, np.bool_)
-        lengths, sizes = np.empty(len(self.counts), np.int32), np.empty(len(documents), np.int64)
+        lengths, sizes = np.empty(int(times.sum()), np.int32), np.empty(int(copies.sum()), np.int64)
         units, kept = _chosen(
-            self.ids, self.places, self.counts, self.firsts, self.starts, documents, ids, continues, lengths, sizes
+            self.ids, self.places, self.counts, self.firsts, self.starts, copies, ids, continues, lengths, sizes
         )
         return ids, continues, lengths[:units], sizes[:kept]
 
@@ -124,30 +126,35 @@ def _chosen(
     counts: Any,
     firsts: Any,
     starts: Any,
-    documents: Any,
+    copies: Any,
     out: Any,
     continues: Any,
     lengths: Any,
     sizes: Any,
 ) -> Any:
     """Fill the arrays of :meth:`Encoded.chosen`; returns (units, documents)."""
-    token, n, units, kept = 0, 0, 0, 0
-    for d in range(len(documents)):
-        before = units
+    first, n, units, kept = 0, 0, 0, 0
+    for d in range(len(copies)):
+        token = first
         for u in range(firsts[d], firsts[d + 1]):
-            stop = token + counts[u]
-            if documents[d] and stop > token:
-                lengths[units] = counts[u]
-                units += 1
-                out[n] = ids[token]
-                continues[n] = False
-                n += 1
-                for t in range(token + 1, stop):
-                    out[n] = ids[t]
-                    continues[n] = not starts[places[t]] or places[t] == places[t - 1]
+            first += counts[u]
+        begin = token
+        for _ in range(copies[d]):
+            before, token = units, begin
+            for u in range(firsts[d], firsts[d + 1]):
+                stop = token + counts[u]
+                if stop > token:
+                    lengths[units] = counts[u]
+                    units += 1
+                    out[n] = ids[token]
+                    continues[n] = False
                     n += 1
-            token = stop
-        if units > before:
-            sizes[kept] = units - before
-            kept += 1
+                    for t in range(token + 1, stop):
+                        out[n] = ids[t]
+                        continues[n] = not starts[places[t]] or places[t] == places[t - 1]
+                        n += 1
+                token = stop
+            if units > before:
+                sizes[kept] = units - before
+                kept += 1
     return units, kept

@@ -78,6 +78,8 @@ def totals(corpus: Corpus) -> dict[str, Any]:
     drops = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()) or "none"
     segmenter, tokenizer, masking = manifest["segmenter"], manifest["tokenizer"], manifest["masking"]
     facts["dropped documents"] = drops
+    for label, source in manifest.get("sources", {}).items():
+        facts[f"source {label}"] = describe_source(source)
     if manifest.get("duplicates"):
         found = manifest["duplicates"]
         facts["clusters of duplicates"] = f"{found['clusters']:,}, the largest of {found['largest']:,} documents"
@@ -105,6 +107,13 @@ def duplicates(corpus: Corpus, count: int) -> list[str]:
             lines.append(f"  {place}\n    {member['text'][:SHOWN_CHARACTERS]!r}")
         drawn.append("\n".join(lines))
     return drawn
+
+
+def describe_source(source: dict[str, Any]) -> str:
+    """What was read of one source, and what of it was dropped."""
+    read = f"{source['documents']:,} documents, {source['characters']:,} characters, {source['tokens']:,} tokens"
+    drops = ", ".join(f"{n:,} {reason}" for reason, n in source["dropped"].items())
+    return f"{read}; dropped: {drops}" if drops else read
 
 
 def describe_sequences(settings: dict[str, Any]) -> str:

@@ -20,9 +20,13 @@ from data_prep.drops import duplicate_facts
 from data_prep.plan import Job, writing
 from data_prep.report import write_report
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
+from data_prep.share import by_source
 from data_prep.similar import FOLDER as SIMILAR
+from data_prep.sources import label_of, shards_of
 
 Splits = dict[str, Counter[str]]
+Shards = list[tuple[str, dict[str, Any]]]
+"""Name and manifest."""
 
 
 def write_corpus(job: Job) -> None:
@@ -34,41 +38,41 @@ def write_corpus(job: Job) -> None:
     """
     folder = job.folder
     with writing(folder):
-        shards = [read_manifest(job.shard(task)) for task in job.tasks]
+        shards = list(shards_of(folder, [task.name for task in job.tasks]))
         counts, splits, unigram = totals(job, shards)
         if job.config.sources:
             check_splits(splits, counts)
         write_bytes(folder / "unigram.bin", unigram.astype("<i8").tobytes())
         manifest = describe(job, shards, counts, splits)
         if job.config.sources:
-            write_report(Corpus(folder, manifest), job.tokenizer, shards)
+            write_report(Corpus(folder, manifest), job.tokenizer, [shard for _, shard in shards])
         sweep(folder)
         sweep(folder / "shards", everything=True)
         write_manifest(folder, manifest)
 
 
-def totals(job: Job, shards: list[dict[str, Any]]) -> tuple[Counter[str], Splits, Any]:
+def totals(job: Job, shards: Shards) -> tuple[Counter[str], Splits, Any]:
     """(counts over all shards, facts of each split, int64 [V] tokens of the training split)."""
     counts: Counter[str] = Counter()
     splits: Splits = {"train": Counter(), "held_out": Counter()}
     size = job.tokenizer.vocab_size
     unigram = np.zeros(size, np.int64)
-    for task, shard in zip(job.tasks, shards, strict=True):
+    for folder, shard in shards:
         counts.update(shard["counts"])
         for name, total in splits.items():
             facts = shard["splits"][name]
             total.update({k: v for k, v in facts.items() if isinstance(v, int)})
             total["masked"] += sum(facts["masked"][:1])
-        unigram += map_array(job.shard(task) / "train" / "unigram.bin", "<i8", (size,))
+        unigram += map_array(job.folder / "shards" / folder / "train" / "unigram.bin", "<i8", (size,))
     return counts, splits, unigram
 
 
-def describe(job: Job, shards: list[dict[str, Any]], counts: Counter[str], splits: Splits) -> dict[str, Any]:
+def describe(job: Job, shards: Shards, counts: Counter[str], splits: Splits) -> dict[str, Any]:
     """The content of the manifest."""
     config, tokenizer, seconds = job.config, job.tokenizer, job.seconds
     listed = [
-        {"name": task.name, "ordinal": task.ordinal, "splits": shard["splits"], "hash": content_hash(shard["files"])}
-        for task, shard in zip(job.tasks, shards, strict=True)
+        {"name": name, "ordinal": shard["ordinal"], "splits": shard["splits"], "hash": content_hash(shard["files"])}
+        for name, shard in shards
     ]
     masking = {**config.masks.model_dump(), "held_out_rate": config.masks.rate_of("held_out"), "seed": config.seed}
     digest = json.dumps([[s["hash"] for s in listed], tokenizer.hash, masking], sort_keys=True)
@@ -93,6 +97,7 @@ def describe(job: Job, shards: list[dict[str, Any]], counts: Counter[str], split
         "characters": counts["characters"],
         "text_bytes": counts["bytes"],
         "dropped": Counts(counts).dropped,
+        "sources": by_source((label_of(job.readers[shard["block"]["source"]]), shard) for _, shard in shards),
         "short_units": counts["short_units"],
         "duplicates": duplicate_facts(job.folder, config),
         "splits": {name: dict(total) for name, total in splits.items()},

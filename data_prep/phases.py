@@ -16,7 +16,7 @@ from data_prep.config import DataConfig
 from data_prep.dedup import found_already, merge
 from data_prep.manifest import write_corpus
 from data_prep.plan import Job
-from data_prep.shards import is_sound, read_manifest
+from data_prep.sources import whole_shard
 from data_prep.survey import survey_block, survey_facts
 
 Facts = dict[str, Any]
@@ -39,9 +39,8 @@ class Phase:
 
 
 def shard_facts(job: Job, task: Task) -> Facts | None:
-    """The manifest of the shard, if that is whole."""
-    shard = job.shard(task)
-    return read_manifest(shard) if shard.is_dir() and is_sound(shard) else None
+    """The manifest of the shard, if that and its further parts are whole."""
+    return whole_shard(job.shard(task))
 
 
 def surveyed(job: Job, task: Task) -> Facts | None:

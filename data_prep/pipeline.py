@@ -146,7 +146,7 @@ def reuse(config: DataConfig, folder: Path) -> Corpus:
 def check_space(job: Job) -> None:
     """Refuse to begin what cannot end: a low estimate of the bytes to be written against the free ones."""
     config, tasks = job.config, job.missing
-    text = sum(block_size(t) * (2 if t.block.path.endswith((".gz", ".xz", ".zst")) else 1) for t in tasks)
+    text = sum(block_size(t) * (2 if t.block.path.endswith((".gz", ".xz", ".zst", ".bz2")) else 1) for t in tasks)
     views = config.masks.views if config.masks.stored("train") else 0
     # A token is three bytes of Chinese text; it takes two bytes, an eighth for its word, and four in a view if masked.
     needed = text / 3 * (2.1 + 4 * config.masks.rate * views * (config.sequences.copies or 1))

@@ -28,8 +28,9 @@ from data_prep.documents import Block, Counts
 from data_prep.readers import READERS, Reader, open_sources
 from data_prep.rewrite import describe_rewrite
 from data_prep.segment import describe_segmenter
-from data_prep.shards import is_sound, read_manifest, write_manifest
+from data_prep.shards import read_manifest, write_manifest
 from data_prep.similar import make_similar
+from data_prep.sources import blocks_of, whole_shard
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 
@@ -75,7 +76,7 @@ class Job:
     @property
     def missing(self) -> list[Task]:
         """The tasks whose shards are not there, or not sound."""
-        return [task for task in self.tasks if not (self.shard(task).exists() and is_sound(self.shard(task)))]
+        return [task for task in self.tasks if whole_shard(self.shard(task)) is None]
 
     @property
     def seconds(self) -> float:
@@ -106,7 +107,7 @@ def plan(config: DataConfig, folder: Path) -> tuple[list[Reader], list[Block]]:
         DataError: a source is unusable; what is in the folder was made from something else.
     """
     readers = open_sources(config)
-    blocks = [block for reader in readers for block in reader.blocks(config.block_megabytes << 20)]
+    blocks = blocks_of(config, readers)
     content = {
         "identity": identity_of(config),
         "inputs": {reader.path: file_state(reader) for reader in readers},
@@ -200,7 +201,7 @@ def settle(config: DataConfig, folder: Path, readers: list[Reader], blocks: list
     if not (folder / TASKS).exists():
         below = held_out_threshold(config, readers, blocks) if config.sources else 0
         with writing(folder):
-            tokenizer = make_tokenizer(config, readers, folder)
+            tokenizer = make_tokenizer(config, readers, blocks, folder)
             similar = make_similar(config.masks.similar, tokenizer, folder)
         segmenter, rewrite = describe_segmenter(config.segment), describe_rewrite(config.clean)
         key: list[Any] = [identity_of(config), tokenizer.hash, segmenter, below, similar, *rewrite.items()]
@@ -214,13 +215,13 @@ def settle(config: DataConfig, folder: Path, readers: list[Reader], blocks: list
     return Job.open(folder)
 
 
-def make_tokenizer(config: DataConfig, readers: list[Reader], folder: Path) -> Tokenizer:
+def make_tokenizer(config: DataConfig, readers: list[Reader], blocks: list[Block], folder: Path) -> Tokenizer:
     """Open the given vocabulary, or train one on the corpus; saved in ``folder/tokenizer`` either way."""
     target = folder / "tokenizer"
     if not target.exists():
         aside = aside_of(target)
         if config.tokenizer.vocab is None:
-            train_tokenizer(all_texts(config, readers), config.tokenizer, aside)
+            train_tokenizer(all_texts(config, readers, blocks), config.tokenizer, aside)
         else:
             open_tokenizer(Path(config.tokenizer.vocab), config.tokenizer).save(aside)
         sync_all(aside)
@@ -228,12 +229,11 @@ def make_tokenizer(config: DataConfig, readers: list[Reader], folder: Path) -> T
     return open_tokenizer(target, config.tokenizer)
 
 
-def all_texts(config: DataConfig, readers: list[Reader]) -> Iterator[str]:
+def all_texts(config: DataConfig, readers: list[Reader], blocks: list[Block]) -> Iterator[str]:
     """Cleaned texts from the beginning of the corpus."""
-    for reader in readers:
-        for block in reader.blocks(1 << 40):
-            for stream in cleaned(config, reader, block, Counts()):
-                yield from stream.texts()
+    for block in blocks:
+        for stream in cleaned(config, readers[block.source], block, Counts()):
+            yield from stream.texts()
 
 
 def held_out_threshold(config: DataConfig, readers: list[Reader], blocks: list[Block]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -35,11 +36,29 @@ class Stream:
         text = decoded(self.chars)
         return (text[a:b] for a, b in pairwise(self.documents.tolist()))
 
+    def between(self, begin: int, end: int) -> Stream:
+        """Documents ``begin`` to ``end`` (exclusive); the characters are shared."""
+        bounds = self.documents[begin : end + 1]
+        return Stream(self.chars[bounds[0] : bounds[-1]], bounds - bounds[0])
+
+    def chosen(self, keep: NDArray[np.bool_]) -> Stream:
+        """The documents of which ``keep`` (bool [d]) is true."""
+        if keep.all():
+            return self
+        lengths = np.diff(self.documents)
+        ends = np.zeros(int(keep.sum()) + 1, np.int64)
+        np.cumsum(lengths[keep], out=ends[1:])
+        return Stream(self.chars[np.repeat(keep, lengths)], ends)
+
     def utf8(self) -> tuple[NDArray[np.uint8], Ints]:
         """(uint8 [n], the UTF-8 bytes of all documents; int64 [d + 1], where each begins in them).
 
         There must be no surrogates among ``chars``: cleaned text has none.
         """
+        return self._utf8
+
+    @cached_property
+    def _utf8(self) -> tuple[NDArray[np.uint8], Ints]:
         out = np.empty(4 * len(self.chars), np.uint8)
         ends = np.empty(len(self.documents), np.int64)
         size = _utf8(self.chars, self.documents, out, ends)

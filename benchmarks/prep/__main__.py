@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.prep.timing import show, texts_of
 
-PARTS = ("end_to_end", "segment", "tokenize", "reads", "dedup", "processes")
+PARTS = ("end_to_end", "readers", "segment", "tokenize", "reads", "dedup", "processes")
 MEGABYTES = 12
 
 

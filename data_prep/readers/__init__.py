@@ -12,16 +12,20 @@ from data_prep.config import DataConfig, SourceConfig
 from data_prep.readers.base import READERS, Reader
 from data_prep.readers.hub import HubReader
 from data_prep.readers.jsonl import JsonlReader
+from data_prep.readers.mediawiki import MediaWikiReader
 from data_prep.readers.parquet import ParquetReader
 from data_prep.readers.text import TextReader
+from data_prep.readers.warc import WarcReader
 
 __all__ = [
     "READERS",
     "HubReader",
     "JsonlReader",
+    "MediaWikiReader",
     "ParquetReader",
     "Reader",
     "TextReader",
+    "WarcReader",
     "open_sources",
 ]
 
@@ -40,11 +44,22 @@ def open_sources(config: DataConfig) -> list[Reader]:
         DataError: a source is missing, empty of readable files, or of unknown kind.
     """
     readers: list[Reader] = []
-    for source in config.sources:
+    for source, label in zip(config.sources, labels(config.sources), strict=True):
         for path, kind in _resolve(source):
-            concrete = source.model_copy(update={"path": path, "kind": kind})
+            concrete = source.model_copy(update={"path": path, "kind": kind, "label": label})
             readers.append(READERS[kind](concrete, len(readers)))
     return readers
+
+
+def labels(sources: list[SourceConfig]) -> list[str]:
+    """A name for each source; those that share one are numbered."""
+    found: list[str] = []
+    for source in sources:
+        name, n = source.label or source.path, 1
+        while (label := name if n == 1 else f"{name} ({n})") in found:
+            n += 1
+        found.append(label)
+    return found
 
 
 def _resolve(source: SourceConfig) -> list[tuple[str, str]]:
@@ -114,5 +129,5 @@ def _kind_of(path: str, source: SourceConfig) -> str:
             return kind
     raise DataError(
         f"{path}: the ending does not say what the file holds (known: {', '.join(sorted(endings))}). "
-        "Rename it, or set `kind` of this source to text, jsonl or parquet."
+        "Rename it, or set `kind` of this source, e.g. to text or jsonl."
     )

@@ -17,6 +17,8 @@ from data_prep.documents import Block, Counts, Document
 READERS: Registry[type[Reader]] = Registry("kind of source")
 TEXTS = 64
 """Given at a time by :meth:`Reader.texts`."""
+MAX_CHARACTERS = 4 << 20
+"""Of one document. What is prepared together is held in memory, so longer ones are dropped (and counted)."""
 
 
 class Reader(ABC):
@@ -71,25 +73,41 @@ class Reader(ABC):
             yield some
 
     def _document(
-        self, record: Any, position: int, counts: Counts, text_key: str, encoding: str = "utf-8"
+        self, record: Any, position: int, counts: Counts, text_key: str | list[str], encoding: str = "utf-8"
     ) -> Document | None:
         """A mapping with a text and perhaps an id as a document, or ``None`` with the reason counted."""
-        text = record.get(text_key) if isinstance(record, dict) else None
-        if isinstance(text, bytes):
-            try:
-                text = text.decode(encoding)
-            except UnicodeDecodeError:
-                counts.drop("undecodable")
-                return None
+        try:
+            text = joined(record, text_key, encoding)
+        except UnicodeDecodeError:
+            counts.drop("undecodable")
+            return None
         if not isinstance(text, str):
             counts.drop("no_text")
             return None
         if not text or text.isspace():
             counts.drop("empty")
             return None
+        if len(text) > MAX_CHARACTERS:
+            counts.drop("document_too_long")
+            return None
         given = record.get("id")
         counts["documents"] += 1
         return Document(given if isinstance(given, str) and given else f"{self.name}:{position}", text)
+
+
+def joined(record: Any, key: str | list[str], encoding: str = "utf-8") -> str | None:
+    """The text of a record: one field, or the texts among several fields, a line break between them.
+
+    Raises:
+        UnicodeDecodeError: a field holds bytes that are not text of ``encoding``.
+    """
+    if not isinstance(record, dict):
+        return None
+    keys = [key] if isinstance(key, str) else key
+    found = [record.get(name) for name in keys]
+    texts = [f.decode(encoding) if isinstance(f, bytes) else f for f in found if isinstance(f, str | bytes)]
+    # Empty ones among several leave no empty lines.
+    return "\n".join(t for t in texts if t or len(keys) == 1) if texts else None
 
 
 def file_size(path: str) -> int:

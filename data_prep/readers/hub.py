@@ -67,16 +67,16 @@ class HubReader(Reader):
 
     def _check_columns(self) -> None:
         names = self._data.column_names  # None for a stream whose columns are known only once it is read
-        column = self.source.text_column
         if names is None:
             return
-        if column not in names:
-            raise DataError(
-                f"{self.path} has no column {column!r} (it has {', '.join(names[:20])}): "
-                "set `text_column` of this source."
-            )
+        for column in self.source.text_columns:
+            if column not in names:
+                raise DataError(
+                    f"{self.path} has no column {column!r} (it has {', '.join(names[:20])}): "
+                    "set `text_column` of this source."
+                )
         # Other columns may hold images or audio, which would be decoded for nothing.
-        wanted = [column, "id"] if "id" in names and column != "id" else [column]
+        wanted = list(dict.fromkeys([*self.source.text_columns, *(["id"] if "id" in names else [])]))
         self._data = self._data.select_columns(wanted)
 
     def blocks(self, block_bytes: int) -> list[Block]:

@@ -10,21 +10,21 @@ import orjson
 
 from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
-from data_prep.readers.base import READERS, TEXTS, Reader, line_encoding
-from data_prep.readers.streams import BOM, Lines, check_file, compression, cut_at_lines, next_line
+from data_prep.readers.base import MAX_CHARACTERS, READERS, TEXTS, Reader, joined, line_encoding
+from data_prep.readers.streams import BOM, PACKED, Lines, check_file, compression, cut_at_lines, next_line
 
 _BLANK = b" \t\r\n\0"
 
 
 @READERS.add("jsonl")
 class JsonlReader(Reader):
-    """``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.jsonl.xz``.
+    """``.jsonl`` and ``.ndjson``, plain or compressed (gz, xz, zst, bz2).
 
     Blocks of plain files are byte ranges at line boundaries; a compressed file is one block. A record
     without an ``id`` gets its byte offset in the (decompressed) file.
     """
 
-    endings = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".ndjson", ".ndjson.gz", ".ndjson.zst")
+    endings = tuple(name + ending for name in (".jsonl", ".ndjson") for ending in PACKED)
 
     def __init__(self, source: SourceConfig, index: int) -> None:
         super().__init__(source, index)
@@ -45,13 +45,20 @@ class JsonlReader(Reader):
 
     def texts(self, block: Block, counts: Counts) -> Iterator[list[str]]:
         key, found = self.source.text_column, list[str]()
+        single = key if isinstance(key, str) else None
         for _, record in self._records(block, counts):
-            text = record.get(key) if type(record) is dict else None
+            if single:
+                text = record.get(single) if type(record) is dict else None
+            else:
+                text = joined(record, key)
             if type(text) is not str:
                 counts.drop("no_text")
                 continue
             if not text or text.isspace():
                 counts.drop("empty")
+                continue
+            if len(text) > MAX_CHARACTERS:
+                counts.drop("document_too_long")
                 continue
             found.append(text)
             if len(found) == TEXTS:

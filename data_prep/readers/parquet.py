@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 256
-"""Rows decoded at a time."""
+_BATCH_BYTES = 8 << 20
+"""Rows and bytes (by the mean of their row group) decoded at a time."""
+_BUFFER = 1 << 20
+"""Bytes of a column read at a time, so that memory does not grow with the row group."""
 
 
 @READERS.add("parquet")
@@ -44,19 +47,19 @@ class ParquetReader(Reader):
                 f"{self.path} is not a complete Parquet file ({' '.join(str(error).split())[:200]}). "
                 "Fetch or write it again."
             ) from None
-        column = source.text_column
-        if schema.names.count(column) != 1:
-            raise DataError(
-                f"{self.path} has no column {column!r} (it has {', '.join(schema.names[:20])}): "
-                "set `text_column` of this source."
-            )
-        if not _is_text(schema.field(column).type):
-            raise DataError(
-                f"{self.path}: the column {column!r} holds {schema.field(column).type}, not text: "
-                "set `text_column` of this source to a column of strings."
-            )
-        has_id = schema.names.count("id") == 1 and column != "id" and _is_text(schema.field("id").type)
-        self._columns = [column, "id"] if has_id else [column]
+        for column in source.text_columns:
+            if schema.names.count(column) != 1:
+                raise DataError(
+                    f"{self.path} has no column {column!r} (it has {', '.join(schema.names[:20])}): "
+                    "set `text_column` of this source."
+                )
+            if not _is_text(schema.field(column).type):
+                raise DataError(
+                    f"{self.path}: the column {column!r} holds {schema.field(column).type}, not text: "
+                    "set `text_column` of this source to a column of strings."
+                )
+        has_id = schema.names.count("id") == 1 and _is_text(schema.field("id").type)
+        self._columns = list(dict.fromkeys([*source.text_columns, *(["id"] if has_id else [])]))
 
     def blocks(self, block_bytes: int) -> list[Block]:
         blocks, start, held = [], 0, 0
@@ -75,11 +78,12 @@ class ParquetReader(Reader):
 
         stop = len(self._rows) if block.stop is None else block.stop
         firsts = [0, *accumulate(self._rows)]
-        with pq.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file:
+        with pq.ParquetFile(self.path, buffer_size=_BUFFER, pre_buffer=False) as file:
             for group in range(block.start, stop):
                 row, end = firsts[group], firsts[group + 1]
+                rows = max(1, min(_ROWS, _BATCH_BYTES * (end - row) // max(1, self._bytes[group])))
                 try:
-                    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=self._columns):
+                    for batch in file.iter_batches(rows, row_groups=[group], columns=self._columns):
                         for record in _records(batch):
                             document = self._document(
                                 record, row, counts, self.source.text_column, self.source.encoding

@@ -10,9 +10,9 @@ from typing import BinaryIO
 from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
 from data_prep.readers.base import READERS, Reader, line_encoding
-from data_prep.readers.streams import BOM, Lines, check_file, compression, cut_at_lines, next_line
+from data_prep.readers.streams import BOM, PACKED, Lines, check_file, compression, cut_at_lines, next_line
 
-MAX_DOCUMENT = 16 << 20
+MAX_DOCUMENT = 4 << 20
 """Bytes. A file without blank lines is one document; it is cut at line ends so that memory stays bounded."""
 
 # What may stand on a line that counts as blank: ASCII white space and NUL (and a byte order mark).
@@ -30,7 +30,7 @@ class TextReader(Reader):
     A line that cannot be decoded is dropped and counted by itself; the other lines of its document stay.
     """
 
-    endings = (".txt", ".txt.gz", ".txt.zst", ".txt.xz")
+    endings = tuple(".txt" + ending for ending in PACKED)
 
     def __init__(self, source: SourceConfig, index: int) -> None:
         super().__init__(source, index)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from configs.loader import PACKAGED, load
+from configs.loader import PACKAGED, load, read_tree
 from distill_core.config import RunConfig
 from launcher.plan import Plan, make_plan
 from launcher.plan_view import show
@@ -18,9 +18,13 @@ from launcher.plan_view import show
 RECIPES = sorted(path.stem for path in (PACKAGED / "recipes").glob("*.yaml"))
 
 
+def raw(recipe: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PACKAGED / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
 def modes(recipe: str) -> list[str | None]:
-    raw: dict[str, Any] = yaml.safe_load((PACKAGED / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
-    return list(raw.get("modes", {})) or [None]
+    return list(raw(recipe).get("modes", {})) or [None]
 
 
 CASES = [(recipe, mode) for recipe in RECIPES for mode in modes(recipe)]
@@ -29,7 +33,9 @@ every_case = pytest.mark.parametrize(("recipe", "mode"), CASES, ids=[f"{r}-{m}" 
 
 def read(recipe: str, mode: str | None, *words: str) -> RunConfig:
     chosen = [] if mode is None else [f"mode={mode}"]
-    return load(f"recipes/{recipe}", [*chosen, "data.sources.0.path=builtin:sample", *words], RunConfig)
+    if "sources" in read_tree(f"recipes/{recipe}")[0]["data"]:  # pkd reads labelled rows alone
+        chosen.append("data.sources.0.path=builtin:sample")
+    return load(f"recipes/{recipe}", [*chosen, *words], RunConfig)
 
 
 # ---------------------------------------------------------------- the plan

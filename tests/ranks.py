@@ -12,11 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(
-    program: Path, world_size: int, *arguments: str, timeout: float = 240.0, extra: dict[str, str] | None = None
-) -> None:
-    """Run ``program`` as ``world_size`` ranks; raise with their output unless all end with status 0.
+    program: Path,
+    world_size: int,
+    *arguments: str,
+    timeout: float = 240.0,
+    extra: dict[str, str] | None = None,
+    status: int = 0,
+) -> list[str]:
+    """Run ``program`` as ``world_size`` ranks; raise with their output unless all end with ``status``.
 
     ``extra``: environment variables over the usual ones.
+
+    Returns:
+        What each rank wrote.
     """
     rendezvous = Path(os.environ.get("TMPDIR", "/tmp")) / f"zhengliu-{uuid.uuid4().hex}"
     processes, logs = [], []
@@ -45,5 +53,6 @@ def start(
         outputs = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
         for path in (rendezvous, *logs):
             path.unlink(missing_ok=True)
-    failed = [i for i, process in enumerate(processes) if process.returncode != 0]
+    failed = [i for i, process in enumerate(processes) if process.returncode != status]
     assert not failed, f"rank {failed[0]} ended with {processes[failed[0]].returncode}:\n{outputs[failed[0]][-3000:]}"
+    return outputs

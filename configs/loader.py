@@ -294,14 +294,18 @@ _NAMES = re.compile("'([^']*)'")
 
 
 def _without_echoes(items: list[dict[str, Any]], tree: Any) -> list[dict[str, Any]]:
-    """Where a key takes a name or a list, pydantic tries both: without what it says about the other one."""
+    """Where a key takes a name or a list, a number or a mapping, pydantic tries both: without what it says about the
+    other one."""
     at = [_keys_of(tuple(item["loc"]), tree, missing=False) for item in items]
 
     def echo(item: dict[str, Any], keys: KeyPath) -> bool:
         beside = [o["type"] for o, k in zip(items, at, strict=True) if o is not item and k[: len(keys)] == keys]
+        if item["type"] == "model_type":
+            return any(other != "model_type" for other in beside)
         if isinstance(item["input"], str):
             return item["type"].endswith("_type") and "literal_error" in beside
-        return isinstance(item["input"], list | dict) and item["type"] == "literal_error" and bool(beside)
+        other_form = item["type"] in ("literal_error", "float_type")
+        return isinstance(item["input"], list | dict) and other_form and bool(beside)
 
     return [item for item, keys in zip(items, at, strict=True) if not echo(item, keys)]
 

@@ -358,8 +358,7 @@ def check_teacher_heads(
         DataError: one is no better, and its `head_check` says refuse.
     """
     for teacher, loaded in zip(teachers, models, strict=True):
-        own = loaded.source != loaded.config.source
-        check = loaded.config.head_check or ("warn" if own else "refuse")
+        check = loaded.config.gate(own=loaded.source != loaded.config.source)
         if not teacher.request.logits or check == "off":
             continue
         assert isinstance(teacher.encoder, Encoder)

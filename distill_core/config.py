@@ -19,7 +19,7 @@ from distill_core.models.layer_choice import LayerChoice
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import TermConfig
 from distill_core.objectives.logits import MlmConfig
-from distill_core.objectives.task import TaskLossConfig
+from distill_core.objectives.task import TaskKdConfig, TaskLossConfig
 from distill_core.progressive import ProgressiveConfig
 from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.augment import AugmentConfig
@@ -49,6 +49,16 @@ class TeacherConfig(Config):
     head_check: Literal["refuse", "warn", "off"] | None = runtime(None)
     """When vocabulary logits are asked of a teacher whose masked-LM head does no better than token frequencies;
     default: refuse, but only warn of an earlier stage of the run, whose head was trained here."""
+
+    @field_validator("head_check", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        """YAML reads a plain `off` as false."""
+        return "off" if value is False else value
+
+    def gate(self, own: bool) -> Literal["refuse", "warn", "off"]:
+        """``head_check`` with its default; ``own``: the teacher is an earlier stage of the run."""
+        return self.head_check or ("warn" if own else "refuse")
 
 
 class InitConfig(Config):
@@ -340,6 +350,15 @@ class RunConfig(PrepConfig):
                 raise ValueError(f"stage {stage.name!r}: rows {rows!r} is not an earlier stage of kind augment")
             if made[0].task != task:
                 raise ValueError(f"stage {stage.name!r}: rows {rows!r} are of task {made[0].task!r}, not of {task!r}")
+        if task is not None and self.tasks[task].kind == "regression":
+            answers = [term for term in getattr(stage, "objective", []) if isinstance(term, TaskKdConfig)]
+            idle = [name for term in answers for name in term.of_distributions()]
+            if idle:
+                raise ValueError(
+                    f"stage {stage.name!r}: the task {task!r} is a regression, where task_kd is the squared difference "
+                    f"of two numbers; {', '.join(idle)} would do nothing. Remove it (or take {{kind: task}}, the "
+                    "labels' own loss, as TinyBERT's code does)."
+                )
 
     def longest(self, stage: AnyStage) -> int:
         """Tokens of the longest sequence that the stage can meet."""

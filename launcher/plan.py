@@ -40,6 +40,7 @@ from distill_core.training import TrainingConfig
 from launcher.flops import forward_flops
 from launcher.plan_cache import CachePlan, TeacherCost, cache_plan, kept_bytes, teacher_cost
 from launcher.plan_losses import LossPlan, beginnings, loss_plans
+from launcher.plan_teachers import TeacherPlan, described, teacher_plans
 
 BYTES_PER_TOKEN = 3.05
 """UTF-8 Chinese in WordPiece, JSON lines or text; 3.02 and 3.04 on two of our corpora."""
@@ -92,8 +93,7 @@ class StagePlan:
     name: str
     kind: str
     student: EncoderConfig
-    teacher: EncoderConfig | None
-    teacher_source: str | None
+    teachers: list[TeacherPlan]
     projections: int
     """Parameters of the objective, trained with the student and not exported."""
     losses: list[LossPlan]
@@ -113,6 +113,11 @@ class StagePlan:
     """Of a distill stage on the corpus: live or cached teachers."""
     own_tokens: tuple[str, ...] = ()
     """The teachers that read tokens of their own, with the kind and size of their vocabularies."""
+
+    @property
+    def teacher(self) -> EncoderConfig | None:
+        """The first one's shape."""
+        return self.teachers[0].shape if self.teachers else None
 
     @property
     def flops(self) -> float:
@@ -290,8 +295,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         name=stage.name,
         kind=stage.kind,
         student=student,
-        teacher=teacher,
-        teacher_source=", ".join(t.source for t, _ in teachers) or None,
+        teachers=teacher_plans(config, teachers, needs),
         projections=projections,
         losses=loss_plans(stage, losses[0], student, teacher),
         begins=beginnings(stage, student, teacher),
@@ -305,7 +309,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rate, ranks),
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,
-        own_tokens=described(stage, own),
+        own_tokens=described(teachers, own),
     )
 
 
@@ -316,11 +320,6 @@ def known_tokenizers(config: RunConfig, stage: TrainedStage) -> Own:
     except DataError:  # said among what is missing
         return {}
     return own_tokenizers(config, stage, ours, fetch=False)
-
-
-def described(stage: TrainedStage, own: Own) -> tuple[str, ...]:
-    teachers = stage.teacher if isinstance(stage, DistillStage) else []
-    return tuple(f"{teachers[n].source} ({t.kind}, {t.vocab_size:,} entries)" for n, t in own.items())
 
 
 def task_data(config: RunConfig, stage: DistillStage | FinetuneStage, data: Data) -> Data:

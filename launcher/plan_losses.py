@@ -115,11 +115,14 @@ def layers_table(stage: StagePlan) -> Table:
     for layer, begins in enumerate(stage.begins):
         cells = [_partners(loss, layer) for loss in matched]
         table.add_row("embeddings" if layer == 0 else str(layer), Text(begins), *cells)
-    projected = [loss for loss in matched if loss.parameters]
+    projected, captions = [loss for loss in matched if loss.parameters], []
+    if len(stage.teachers) > 1:
+        captions.append(f"the layers are those of the first teacher ({stage.teachers[0].source})")
     if projected and stage.teacher is not None:
         widths = f"{stage.student.hidden_size} -> {stage.teacher.hidden_size}"
         how = ", ".join(f"{loss.label}: {'one for all' if loss.shared else 'one for each'}" for loss in projected)
-        table.caption = f"->[W] a learned projection {widths} ({how})"
+        captions.append(f"->[W] a learned projection {widths} ({how})")
+    table.caption = Text("\n".join(captions)) if captions else None
     return table
 
 

@@ -18,6 +18,7 @@ from launcher.plan import Plan, StagePlan, make_plan
 from launcher.plan_beside import beside_lines
 from launcher.plan_cache import CachePlan, speed_up
 from launcher.plan_losses import layered, layers_table, losses_table, table_of
+from launcher.plan_teachers import teachers_table
 from launcher.units import amount, size
 from launcher.watch import duration
 
@@ -46,9 +47,11 @@ def show(config: RunConfig, with_probe: bool, console: Console | None = None) ->
     for line in data_lines(plan):
         console.print(Text(line))
     layers = [layers_table(stage) for stage in layered(plan.stages)]
-    for table in (models_table(plan), costs_table(plan), memory_table(plan), losses_table(plan), *layers):
-        console.print()
-        console.print(table)
+    tables = (models_table(plan), teachers_table(plan), costs_table(plan), memory_table(plan), losses_table(plan))
+    for table in (*tables, *layers):
+        if table is not None:
+            console.print()
+            console.print(table)
     speeds = [probe(stage, config) for stage in plan.stages] if with_probe else None
     for shown in cache_tables(plan, speeds):
         console.print()
@@ -95,13 +98,11 @@ def own_tokens_lines(plan: Plan) -> list[str]:
 def models_table(plan: Plan) -> Table:
     table = table_of("stage", "model", "layers x width", "parameters", "published")
     for stage in plan.stages:
-        rows = [("teacher", stage.teacher), ("student" if stage.teacher else "model", stage.student)]
-        for who, shape in rows:
-            if shape is not None:
-                label = f"{who} ({stage.teacher_source})" if who == "teacher" else who
-                form = f"{shape.num_hidden_layers} x {shape.hidden_size}"
-                counts = (f"{shape.parameters():,}", f"{shape.published_parameters() / 1e6:.2f}M")
-                table.add_row(Text(stage.name), Text(label), form, *counts)
+        rows = [(f"teacher ({teacher.source})", teacher.shape) for teacher in stage.teachers]
+        for label, shape in [*rows, ("student" if rows else "model", stage.student)]:
+            form = f"{shape.num_hidden_layers} x {shape.hidden_size}"
+            counts = (f"{shape.parameters():,}", f"{shape.published_parameters() / 1e6:.2f}M")
+            table.add_row(Text(stage.name), Text(label), form, *counts)
         if stage.projections:
             table.add_row(Text(stage.name), "projections", "", f"{stage.projections:,}", "")
     table.caption = "parameters: with the tied masked-LM head; published: with a pooler instead, as on model cards"

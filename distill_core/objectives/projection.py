@@ -20,7 +20,7 @@ class Projections(nn.Module):
     code has one ``fit_dense`` for all layers and applies it also between equal widths (take ``linear`` for that).
 
     Raises:
-        ConfigError: ``none`` between different widths.
+        ConfigError: ``none`` between different widths, or ``shared`` where there is nothing to share.
     """
 
     def __init__(self, kind: ProjectionName, shared: bool, matches: int, student: int, teacher: int, who: str) -> None:
@@ -29,6 +29,11 @@ class Projections(nn.Module):
             raise ConfigError(
                 f"{who} with projection: none needs equal widths, but the student has {student} and the teacher "
                 f"{teacher}; use projection: linear."
+            )
+        if shared and (kind == "none" or (kind == "auto" and student == teacher)):
+            raise ConfigError(
+                f"{who} has shared_projection: true, but projection: {kind} makes none between equal widths "
+                f"({student}); use projection: linear, or remove shared_projection."
             )
         if kind == "auto":
             kind = "none" if student == teacher else "linear"

@@ -76,6 +76,11 @@ class TaskKdConfig(TermConfig):
     per_label: bool = False
     """Divide by the number of labels too, as TinyBERT's code does (its mean runs over all B x C elements)."""
 
+    def of_distributions(self) -> list[str]:
+        """What is set that a regression, whose answers are single numbers, has no use for."""
+        names = ("temperature", "temperature_squared", "per_label")
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
 
 @OBJECTIVES.add("task_kd")
 class TaskKd(Term):

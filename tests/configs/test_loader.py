@@ -337,6 +337,29 @@ def test_to_yaml_reads_back_equal(write: Any) -> None:
     assert load(write(text), [], Root) == config
 
 
+class Ramp(Config):
+    start: float = Field(ge=0)
+
+
+class Heated(Config):
+    heat: Annotated[float, Field(gt=0)] | Ramp
+
+
+@pytest.mark.parametrize(
+    ("heat", "problem"),
+    [
+        (-1, "`heat` = -1 (here): Input should be greater than 0."),
+        ("warm", "`heat` = 'warm' (here): Input should be a valid number, unable to parse string as a number."),
+        ({"start": -1}, "`heat.start` = -1 (here): Input should be greater than or equal to 0."),
+        ({"begin": 1, "start": 2}, "`heat.begin` (here): there is no such key."),
+    ],
+)
+def test_a_number_or_a_mapping_has_one_problem(heat: Any, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate({"heat": heat}, Heated, source="here")
+    assert str(error.value).startswith(f"here: 1 problem in the configuration.\n  - {problem}")
+
+
 def test_validate_without_origins_names_the_source() -> None:
     with pytest.raises(ConfigError, match=r"^here: 1 problem in the configuration\.\n  - `name` \(here\)"):
         validate({}, Root, source="here")

@@ -226,6 +226,30 @@ def test_losses_are_listed_with_their_settings(prepared: Path) -> None:
     assert "16 -> 32 (hidden_mse.2: one for all, hidden_mse.3: one for each)" in " ".join(lines)
 
 
+def test_several_teachers_are_all_shown(prepared: Path) -> None:
+    wide = "{source: some/wide, weight: 3, shape: {hidden_size: 48, num_hidden_layers: 3, num_attention_heads: 2}}"
+    off = wide.replace("some/wide", "some/off").replace("weight: 3", "weight: 4, head_check: off")
+    chosen = f"stages.student.teacher=[teacher, {wide}, {off}]"
+    stage = make_plan(open_run(str(prepared), [chosen]), 1).stages[1]
+    assert [(t.source, t.share, t.gate) for t in stage.teachers] == [
+        ("teacher", 1 / 8, "warn"),
+        ("some/wide", 3 / 8, "refuse"),
+        ("some/off", 4 / 8, "off"),
+    ]
+    assert [(t.shape.num_hidden_layers, t.shape.hidden_size) for t in stage.teachers] == [(2, 32), (3, 48), (3, 48)]
+    lines = [" ".join(line.split()) for line in shown(prepared, False, chosen, width=140).splitlines()]
+    for line in (
+        "student teacher 0.125 warned of if random",
+        "student some/wide 0.375 refused if random",
+        "student some/off 0.5 not checked",
+    ):
+        assert line in lines
+    assert sum(line.startswith("student teacher (some/") and " 3 x 48 " in line for line in lines) == 2
+    assert "the layers are those of the first teacher (teacher)" in " ".join(lines)
+    hidden = "stages.student.objective=[{kind: hidden_mse, layers: [[2, 1]]}]"
+    assert make_plan(open_run(str(prepared), [chosen, hidden]), 1).stages[1].teachers[1].gate is None
+
+
 def test_how_a_student_begins(prepared: Path) -> None:
     shape = "model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 32}"
 

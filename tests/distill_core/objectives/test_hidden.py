@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
@@ -31,6 +31,7 @@ PAIRS = [(1, 1), (3, 2), (3, 1)]
 def test_values_and_gradients_are_those_of_the_formula(
     kind: str, lengths: list[int], widths: tuple[int, int], projection: str, shared: bool, kernel: Kernel, seed: int
 ) -> None:
+    assume(not shared or projection != "auto" or widths[0] != widths[1])
     fields = {"layers": PAIRS, "projection": projection, "shared_projection": shared}
     term = build(kind, shape(widths[0], 2), shape(widths[1], 3), **fields)
     assert len(list(term.parameters())) == (
@@ -92,6 +93,17 @@ def test_default_layers_and_those_that_are_refused() -> None:
     with pytest.raises(ConfigError, match="the student has 4 and the teacher 5; use projection: linear"):
         build("pkd", shape(4), shape(5), layers=[(1, 1)], projection="none")
     assert OBJECTIVES["pkd"].count == "sequences"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "emd", "fsp"])
+def test_sharing_what_is_not_there_is_refused(kind: str) -> None:
+    layers = {} if kind == "emd" else {"layers": [(1, 1)]}
+    for projection in ("auto", "none"):
+        with pytest.raises(ConfigError, match=rf"{kind} has shared_projection.*projection: {projection} makes none"):
+            build(kind, shape(4), shape(4), **layers, projection=projection, shared_projection=True)
+    for projection, width in (("auto", 5), ("linear", 4)):
+        term = build(kind, shape(4), shape(width), **layers, projection=projection, shared_projection=True)
+        assert sum(parameter.numel() for parameter in term.parameters()) == 4 * width + width
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "nst", "fsp"])

@@ -259,6 +259,16 @@ def test_what_the_run_file_says(run: Run) -> None:
 # ---------------------------------------------------------------- augment
 
 
+def test_settings_that_a_regression_has_no_use_for(run: Run) -> None:
+    path = run.tasks["abc"]["train"]
+    run.tasks["abc"] = {"kind": "regression", "train": path, "dev": path, "max_length": 24}
+    for name, value in (("temperature", 2.0), ("temperature_squared", True), ("per_label", True)):
+        run.stages[2]["objective"] = [{"kind": "task_kd", name: value}]
+        wrong(run, f"regression, where task_kd is the squared difference of two numbers; {name} would do nothing")
+    run.stages[2]["objective"] = [{"kind": "task_kd", "temperature": 1, "per_label": False}]
+    assert run.config().tasks["abc"].kind == "regression"
+
+
 def test_augment_on_ranks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of one rank and of several are the same file; more ranks than rows do no harm."""
     one_at_a_time, load = threading.Lock(), pretrained.load

@@ -74,7 +74,8 @@ class InitConfig(Config):
     head: bool = False
     """`teacher_layers`, `svd`: the masked-LM head too, as DistilBERT does; MiniRBT leaves it random."""
     source: str | None = None
-    """`model`: the name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name. `model`: its weights are taken whole;
+    `teacher_layers`, `svd`: the model that they are taken from instead of the stage's first teacher."""
 
     @model_validator(mode="after")
     def _keys_belong(self) -> InitConfig:
@@ -86,9 +87,21 @@ class InitConfig(Config):
             raise ValueError("`head: true` belongs to kind: teacher_layers or svd")
         if self.head and not self.embeddings:
             raise ValueError("`head: true` needs `embeddings: true`, as the head's decoder is the word embeddings")
-        if (self.source is not None) != (self.kind == "model"):
-            raise ValueError("`source` belongs to kind: model, and is required there")
+        if self.source is None and self.kind == "model":
+            raise ValueError("`source` is required by kind: model")
+        if self.source is not None and self.kind == "random":
+            raise ValueError("`source` belongs to kind: model, teacher_layers or svd")
         return self
+
+    @property
+    def whole(self) -> str | None:
+        """The model whose weights are taken as they are."""
+        return self.source if self.kind == "model" else None
+
+    @property
+    def parts(self) -> str | None:
+        """The model, other than a teacher, of which something is taken."""
+        return None if self.kind == "model" else self.source
 
 
 class StudentConfig(Config):
@@ -110,7 +123,8 @@ class PretrainStage(Config):
     name: str = Field(pattern=NAME)
     model: ModelConfig | None = None
     init: InitConfig = InitConfig()
-    """{kind: model, source: ...} goes on from given weights, e.g. to train a head that a teacher lacks."""
+    """{kind: model, source: ...} goes on from given weights, e.g. to train a head that a teacher lacks;
+    {kind: teacher_layers, layers: bottom, source: ...} from some of a model's layers (RBT3)."""
     objective: list[AnyTerm] = Field(default_factory=lambda: [MLM], min_length=1)
     """Losses without a teacher: mlm, sentence_order."""
     training: TrainingConfig
@@ -119,8 +133,8 @@ class PretrainStage(Config):
     def _has_a_shape(self) -> PretrainStage:
         if (self.model is None) != (self.init.kind == "model"):
             raise ValueError("give either model (a shape, to begin at random) or init: {kind: model, source: ...}")
-        if self.init.kind == "teacher_layers":
-            raise ValueError("init: {kind: teacher_layers} belongs to a distill stage; here is no teacher")
+        if self.init.kind in ("teacher_layers", "svd") and self.init.source is None:
+            raise ValueError(f"init: {{kind: {self.init.kind}}} needs a `source` here, as there is no teacher")
         return self
 
 
@@ -227,8 +241,15 @@ def made_from(stage: AnyStage) -> tuple[ModelConfig | None, str | None]:
     if isinstance(stage, FinetuneStage | AugmentStage):
         return None, stage.model
     if isinstance(stage, DistillStage):
-        return stage.student.model, stage.student.init.source
-    return stage.model, stage.init.source
+        return stage.student.model, stage.student.init.whole
+    return stage.model, stage.init.whole
+
+
+def parts_from(stage: AnyStage) -> str | None:
+    """The model, other than a teacher, whose layers or embeddings a stage's model begins with."""
+    if isinstance(stage, DistillStage):
+        return stage.student.init.parts
+    return stage.init.parts if isinstance(stage, PretrainStage) else None
 
 
 def sources(stage: AnyStage) -> list[str]:

@@ -95,7 +95,7 @@ def stage_models(
     first = teachers[0].model
     student = _student(config, stage.student, first.encoder if isinstance(first, TaskModel) else first, corpus, who)
     if stage.references is not None:
-        begun = None if stage.student.init.source is None else config.model_source(stage.student.init.source)
+        begun = None if stage.student.init.whole is None else config.model_source(stage.student.init.whole)
         student = with_references(student, stage.references, first.config.hidden_size, begun, who)
     return Models(student if task is None else TaskModel(student, task.kind, labels), teachers)
 
@@ -120,10 +120,21 @@ def _student(config: RunConfig, student: StudentConfig, teacher: Encoder | None,
         load_into(made, loaded, f"{who}: student.init")
         return made
     assert student.model is not None
+    if init.source is not None:
+        teacher = _other(config.model_source(init.source), init.head, corpus, who)
     made = Encoder(student.model.resolve(corpus.vocab_size, corpus.special_ids["pad"]))
     if teacher is not None:
         initialise(made, init, teacher, who)
     return made
+
+
+def _other(source: str, head: bool, corpus: Corpus, who: str) -> Encoder:
+    """The model, other than a teacher, that a student takes layers of; ``head``: and the masked-LM head."""
+    loaded = pretrained.load(source, f"{who}: init")
+    check_vocabulary(loaded.encoder.config, source, corpus, who)
+    if head and loaded.missing_head:
+        raise DataError(f"{who}: init has head: true, but {source} has no masked-LM head; remove it.")
+    return loaded.encoder
 
 
 def _teacher(

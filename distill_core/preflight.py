@@ -18,10 +18,12 @@ from distill_core.config import (
     AnyStage,
     AugmentStage,
     DistillStage,
+    FinetuneStage,
     RunConfig,
     TrainedStage,
     made_from,
     model_sources,
+    parts_from,
 )
 from distill_core.data import cut
 from distill_core.evaluate.side_by_side import check_inputs
@@ -58,7 +60,7 @@ def check(config: RunConfig, world_size: int) -> None:
         for source in model_sources(stage):
             if config.stage_index(source) is None:
                 shape = pretrained.read_config(source, who)
-                if source not in unlike or source == made_from(stage)[1]:
+                if source not in unlike or source in (made_from(stage)[1], parts_from(stage)):
                     check_given(config, stage, source, shape, who)
         if isinstance(stage, AugmentStage):
             continue
@@ -125,7 +127,11 @@ def check_objectives(
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from None
     check_own_tokens(config, stage, own, shapes, built, who)
-    if isinstance(stage, DistillStage):
+    parts = parts_from(stage)
+    if parts is not None and not isinstance(stage, FinetuneStage):
+        init = stage.student.init if isinstance(stage, DistillStage) else stage.init
+        check_init(init, student, source_shape(config, parts, vocab_size, who), who)
+    elif isinstance(stage, DistillStage):
         check_init(stage.student.init, student, shapes[0], who)
     try:
         if isinstance(stage, DistillStage) and stage.progressive is not None:

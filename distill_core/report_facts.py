@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.page import Table
-from distill_core.config import AugmentStage, DistillStage, TrainedStage, made_from
+from distill_core.config import AugmentStage, DistillStage, FinetuneStage, TrainedStage, made_from
 from distill_core.model_card import describe_objective, teacher_name
 from distill_core.models.config import EncoderConfig
 from distill_core.outcome import Outcome, StageOutcome
@@ -198,13 +198,16 @@ def describe_start(stage: TrainedStage) -> str:
     _, source = made_from(stage)
     if source is not None:
         return f"the weights of {source}"
-    if not isinstance(stage, DistillStage) or stage.student.init.kind == "random":
+    assert not isinstance(stage, FinetuneStage)  # it has a source
+    init = stage.student.init if isinstance(stage, DistillStage) else stage.init
+    if init.kind == "random":
         return "random"
-    init = stage.student.init
     if init.kind == "svd":
-        return "the teacher made narrower (SVD)"
+        return f"{init.parts or 'the teacher'} made narrower (SVD)"
     layers = init.layers if isinstance(init.layers, str) else ", ".join(map(str, init.layers))
-    return f"teacher layers {layers} (0-based)" + (" and embeddings" if init.embeddings else "")
+    whose = "teacher layers" if init.parts is None else f"layers of {init.parts}:"
+    more = " and embeddings" * init.embeddings + " and masked-LM head" * init.head
+    return f"{whose} {layers} (0-based){more}"
 
 
 def describe_shape(model: EncoderConfig, preset: str | None) -> str:

@@ -28,6 +28,7 @@ from distill_core.config import (
     TrainedStage,
     made_from,
     model_sources,
+    parts_from,
 )
 from distill_core.features import FeatureRequest
 from distill_core.load import objectives
@@ -266,6 +267,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     if isinstance(stage, DistillStage):
         teachers = [(t, source_shape(config, stage, t.source, data.vocab_size)) for t in stage.teacher]
     teacher = teachers[0][1] if teachers else None
+    parts, size = parts_from(stage), data.vocab_size
     own = known_tokenizers(config, stage)
     losses = light_objectives(config, stage, student, teachers, own)
     projections = sum(p.numel() for objective in losses for p in objective.parameters())
@@ -298,7 +300,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         teachers=teacher_plans(config, teachers, needs),
         projections=projections,
         losses=loss_plans(stage, losses[0], student, teacher),
-        begins=beginnings(stage, student, teacher),
+        begins=beginnings(stage, student, teacher if parts is None else source_shape(config, stage, parts, size)),
         steps=steps,
         sequences=sequences,
         tokens=sequences * data.mean_length,

@@ -68,28 +68,31 @@ def loss_plans(
     return found
 
 
-def beginnings(stage: TrainedStage, student: EncoderConfig, teacher: EncoderConfig | None) -> list[str]:
+def beginnings(stage: TrainedStage, student: EncoderConfig, origin: EncoderConfig | None) -> list[str]:
     """How the embeddings and each layer of a stage's model begin, in words.
 
+    Args:
+        origin: what layers or embeddings may be taken from: the first teacher, or the model that `init` names.
+
     Raises:
-        ConfigError: the student cannot begin so from a teacher of this shape.
+        ConfigError: the student cannot begin so from a model of this shape.
     """
     depth = student.num_hidden_layers
     init = stage.student.init if isinstance(stage, DistillStage) else getattr(stage, "init", None)
     if init is None or init.kind == "model":
         return [f"as in {stage.model if init is None else init.source}"] * (depth + 1)  # type: ignore[union-attr]
-    if init.kind == "random" or teacher is None:
+    if init.kind == "random" or origin is None:
         return [AT_RANDOM] * (depth + 1)
     who = f"stage {stage.name!r}"
-    check_init(init, student.model_copy(update={"vocab_size": teacher.vocab_size}), teacher, who)
-    how = " made narrower" if init.kind == "svd" else ""
-    words = [f"teacher embeddings{how}" if init.embeddings else AT_RANDOM]
+    check_init(init, student.model_copy(update={"vocab_size": origin.vocab_size}), origin, who)
+    how, whose = " made narrower" if init.kind == "svd" else "", init.parts or "teacher"
+    words = [f"{whose} embeddings{how}" if init.embeddings else AT_RANDOM]
     if not init.layers:
         return words + [AT_RANDOM] * depth
-    layers = chosen_layers(init.layers, depth, teacher.num_hidden_layers, who)
+    layers = chosen_layers(init.layers, depth, origin.num_hidden_layers, who)
     if layers is None:
-        return words + [f"a teacher layer, by its weights{how}"] * depth
-    return words + [f"teacher layer {layer + 1}{how}" for layer in layers]
+        return words + [f"a {whose} layer, by its weights{how}"] * depth
+    return words + [f"{whose} layer {layer + 1}{how}" for layer in layers]
 
 
 # ---------------------------------------------------------------- tables
@@ -128,7 +131,7 @@ def layers_table(stage: StagePlan) -> Table:
 
 def layered(stages: Sequence[StagePlan]) -> list[StagePlan]:
     """The stages whose layers there is something to say about."""
-    return [s for s in stages if any(loss.pairs for loss in s.losses) or any("teacher" in words for words in s.begins)]
+    return [s for s in stages if any(loss.pairs for loss in s.losses) or len(set(s.begins)) > 1]
 
 
 def table_of(*columns: str) -> Table:

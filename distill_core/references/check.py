@@ -21,7 +21,7 @@ def check_stage(
     if not isinstance(stage, DistillStage) or stage.references is None:
         return
     check_references(stage.references, student, who)
-    earlier = config.stage_index(stage.student.init.source or "")
+    earlier = config.stage_index(stage.student.init.whole or "")
     before = None if earlier is None else config.stages[earlier]
     if not isinstance(before, DistillStage) or before.references is None:
         return

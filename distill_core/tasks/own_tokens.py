@@ -133,7 +133,8 @@ def check_own_tokens(
             f"data.tokenizer.vocab={stage.teacher[number].source}), or take another teacher."
         )
     init = stage.student.init
-    if 0 in own and init.kind in ("teacher_layers", "svd") and (init.embeddings or init.kind == "svd"):
+    theirs_too = init.parts is None and (init.kind == "svd" or (init.kind == "teacher_layers" and init.embeddings))
+    if 0 in own and theirs_too:
         raise ConfigError(
             f"{other}, so that its embeddings are not the student's. Set student.init.embeddings: false (kind: "
             "teacher_layers), or take init: {kind: random} or {kind: model, source: ...}."

@@ -98,9 +98,10 @@ def published(tree: dict[str, Any]) -> dict[str, str]:
         if isinstance(teacher, dict):
             found[teacher["source"]] = teacher["shape"]["preset"]
     for stage in tree["stages"]:
-        model = stage.get("model")
-        if isinstance(model, str) and model not in names | found.keys():
-            found[model] = model.rsplit("/", 1)[-1].removeprefix("chinese-")
+        init = stage.get("student", stage).get("init", {})
+        for model in (stage.get("model"), init.get("source")):
+            if isinstance(model, str) and model not in names | found.keys():
+                found[model] = model.rsplit("/", 1)[-1].removeprefix("chinese-")
     return found
 
 
@@ -109,10 +110,13 @@ def shrink_stage(stage: dict[str, Any], teachers: dict[str, str]) -> None:
         stage["model"] = teachers.get(stage["model"], stage["model"])
     if isinstance(stage.get("teacher"), dict):
         stage["teacher"] = {"source": teachers[stage["teacher"]["source"]], "head_check": "off"}  # it is random
-    model = stage.get("student", {}).get("model")
-    if model:
+    owner = stage.get("student", stage)
+    model, init = owner.get("model"), owner.get("init", {})
+    if isinstance(model, dict):
         said = {name: value for name, value in model.items() if name != "preset"}
-        stage["student"]["model"] = tiny_shape(model["preset"]) | said
+        owner["model"] = tiny_shape(model["preset"]) | said
+    if "source" in init:
+        init["source"] = teachers.get(init["source"], init["source"])
     if "augment" in stage:
         stage["augment"]["copies"] = 2
     for loss in stage.get("objective", []):

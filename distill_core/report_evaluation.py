@@ -13,7 +13,8 @@ NOTES = {
     "mean over sequences of their mean loss (RobBERTje); per token: exp of the total loss over all tokens (Salazar et "
     "al. 2020). Compare models with one vocabulary only.",
     "bias": "Log-probability bias score by templates: above 0 an occupation draws the female pronoun, below 0 the male "
-    "one, beyond the pronouns' own frequencies. Male-leaning: share of occupations below 0. Male likelier: share at "
+    "one, beyond the pronouns' own frequencies. Mean |score|: of single sentences; by occupation: of its mean over "
+    "the templates. Male-leaning: share of occupations below 0. Male likelier: share at "
     "which the male pronoun is the likelier one outright. r: correlation with the given shares of women.",
     "choices": "Zero-shot choice: how often the right word is the likeliest of those offered for the gap.",
 }
@@ -58,9 +59,11 @@ def perplexity_table(rows: Rows) -> Table:
 
 
 def bias_table(rows: Rows) -> Table:
-    columns = ["templates", "model", "mean |score|", "mean score", "male-leaning", "male likelier", "r"]
+    columns = ["templates", "model", "mean |score|", "by occupation"]
+    columns += ["mean score", "male-leaning", "male likelier", "r", "scored", "left out"]
     forms = {
         "mean_absolute": "{:.3f}",
+        "mean_absolute_occupation": "{:.3f}",
         "mean_score": "{:+.3f}",
         "male_leaning": "{:.0%}",
         "male_likelier": "{:.0%}",
@@ -71,7 +74,7 @@ def bias_table(rows: Rows) -> Table:
         [row.get("set", "–"), _name(row), *(show(row.get(key), form) for key, form in forms.items()), _left_out(row)]
         for row in rows
     ]
-    return Table("Gender bias of occupations", [*columns, "scored", "left out"], cells, 2)
+    return Table("Gender bias of occupations", columns, cells, 2)
 
 
 def choices_table(rows: Rows) -> Table:

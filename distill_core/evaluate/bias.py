@@ -104,7 +104,8 @@ def read_templates(name: str) -> BiasTemplates:
 class Bias:
     """One model on one template set. Means are over occupations, each the mean over its templates; None: none scored.
 
-    ``mean_absolute``: mean |score| of single (template, occupation) pairs; ``mean_score``; ``male_leaning``: share of
+    ``mean_absolute``: mean |score| of single (template, occupation) pairs; ``mean_absolute_occupation``: mean over
+    occupations of |its score|, in which templates that disagree cancel out; ``mean_score``; ``male_leaning``: share of
     occupations with a score below 0; ``male_likelier``: share of those at which the male pronoun is the likelier one
     outright, whatever the prior; ``correlation``: Pearson's, of scores with the given shares of women (None where
     fewer than 3 are given); ``scored``: pairs; ``unscored``: pairs left out, by reason (as ``choice.choose`` counts);
@@ -112,6 +113,7 @@ class Bias:
     """
 
     mean_absolute: float | None
+    mean_absolute_occupation: float | None
     mean_score: float | None
     male_leaning: float | None
     male_likelier: float | None
@@ -183,7 +185,7 @@ def _summary(
     templates: BiasTemplates, owner: NDArray[np.int64], scores: Floats, given: Floats, unscored: dict[str, int]
 ) -> Bias:
     if not len(scores):
-        return Bias(None, None, None, None, None, 0, unscored, [])
+        return Bias(None, None, None, None, None, None, 0, unscored, [])
     size = len(templates.occupations)
     counts = np.bincount(owner, minlength=size)
     there = np.flatnonzero(counts)
@@ -201,6 +203,7 @@ def _summary(
     ]
     return Bias(
         mean_absolute=float(np.abs(scores).mean()),
+        mean_absolute_occupation=float(np.abs(means).mean()),
         mean_score=float(means.mean()),
         male_leaning=float((means < 0).mean()),
         male_likelier=float((outright < 0).mean()),

@@ -129,7 +129,7 @@ def test_layers_that_cannot_be_taken(tiny_corpus: Corpus, tmp_path: Path) -> Non
         begun(tiny_corpus, tmp_path, layers | {"layers": [2], "source": "other"}),
         begun(tiny_corpus, tmp_path, layers | {"layers": [2], "source": "other"}, "distill"),
     ):
-        with pytest.raises(ConfigError, match="init.layers names teacher layer 2"):
+        with pytest.raises(ConfigError, match=r"init\.layers names teacher layer 2"):
             check(config, 1)
     headless = begun(tiny_corpus, tmp_path, layers | {"head": True, "source": "other"})
     weights = tmp_path / "other" / "model.safetensors"

@@ -39,7 +39,7 @@ def test_a_run_that_asks_for_everything(asked: Finished, capsys: pytest.CaptureF
     bias = read_json(asked.folder / "evaluation" / "bias.json")
     assert bias is not None
     for row in bias["rows"]:
-        assert f"{row['mean_absolute']:.3f}" in markdown
+        assert f"{row['mean_absolute']:.3f} | {row['mean_absolute_occupation']:.3f}" in markdown
     word = bias["rows"][0]["occupations"][0]
     assert f"{word['score']:+.3f}" in markdown and "bias scores by occupation (zh)" in html
     assert "evaluation is not made" not in html
@@ -81,7 +81,7 @@ def test_cells() -> None:
         ["a (not measured: why)", "–", "–", "–", "–"],
         ["b (random: no masked-LM head)", "1,234.50", "2.00", "3", "4,000"],
     ]
-    assert report_evaluation.bias_table([skipped]).rows == [["–", "a (not measured: why)", *["–"] * 7]]
+    assert report_evaluation.bias_table([skipped]).rows == [["–", "a (not measured: why)", *["–"] * 8]]
     assert report_evaluation.choices_table([skipped]).rows == [["a (not measured: why)", "–", "–", "–"]]
     nothing = {
         "model": "a",

@@ -54,6 +54,8 @@ def test_scores_against_a_slow_loop(make: Any, tmp_path: Path) -> None:
         assert row["score"] == pytest.approx(sum(scores) / 2, abs=2e-5)
     assert found.scored == 8 and found.unscored == {}
     assert found.mean_absolute == pytest.approx(np.mean(np.abs(singles)), abs=1e-5)
+    each = [abs(sum(singles[i : i + 2]) / 2) for i in range(0, len(singles), 2)]
+    assert found.mean_absolute_occupation == pytest.approx(np.mean(each), abs=1e-5)
     assert found.mean_score == pytest.approx(np.mean(singles), abs=1e-5)
     assert found.male_leaning == np.mean([row["score"] < 0 for row in found.occupations])
     assert found.correlation is None
@@ -87,7 +89,7 @@ def test_words_outside_the_vocabulary_are_counted(tmp_path: Path) -> None:
     assert [row["word"] for row in found.occupations] == ["arts"]
     nothing = measure(ours, tokenizer, templates(female="她", male="他"))
     assert nothing.unscored == {"unknown": 8} and nothing.scored == 0
-    assert nothing.mean_absolute is None and nothing.occupations == []
+    assert nothing.mean_absolute is nothing.mean_absolute_occupation is None and nothing.occupations == []
     long = measure(ours, tokenizer, templates(templates=["als " * 40 + "{pronoun} is {occupation}."]))
     assert long.unscored == {"too_long": 4}
 

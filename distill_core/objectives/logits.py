@@ -40,6 +40,9 @@ class LogitsConfig(TermConfig):
     temperature_rule: TemperatureRule = "constant"
     """``flsw``, ``cwsm``: temperature + beta (mean(w) - w) for each row, the mean over its sequence's rows, with
     w = (1 - cos(z_S, z_T))^gamma or w = 1 / (max softmax(z_S) + 0.001)."""
+    rule_mean: Literal["sequence", "batch"] = "sequence"
+    """``batch``: the mean over all rows of a rank's micro-batch, as in TextBrewer's code, so that a change of
+    micro_batch_tokens or of the number of ranks changes the losses."""
     beta: float | None = Field(default=None, ge=0)
     """Of ``flsw`` and ``cwsm``."""
     gamma: float | None = Field(default=None, gt=0)
@@ -57,6 +60,8 @@ class LogitsConfig(TermConfig):
         for name, rules in (("beta", ("flsw", "cwsm")), ("gamma", ("flsw",))):
             if (getattr(self, name) is not None) != (self.temperature_rule in rules):
                 raise ValueError(f"`{name}` belongs to temperature_rule: {' or '.join(rules)}, and is required there")
+        if self.rule_mean == "batch" and self.temperature_rule == "constant":
+            raise ValueError("`rule_mean: batch` belongs to temperature_rule: flsw or cwsm")
         tokens = [str(token) for pair in self.fair_pairs for token in pair]
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
         if twice:
@@ -148,8 +153,10 @@ class LogitsMatch(Term):
         else:
             weights = [cwsm(wide(mine)) for mine, _, _ in chunks]
         at, sequence = batch.at(config.positions), batch.layout.sequence
-        where = sequence if at is None else sequence[at]
-        return row_temperatures(torch.cat(weights), where, len(batch.layout.lengths), base, config.beta)[:, None]
+        where, groups = sequence if at is None else sequence[at], len(batch.layout.lengths)
+        if config.rule_mean == "batch":
+            where, groups = torch.zeros_like(where), 1
+        return row_temperatures(torch.cat(weights), where, groups, base, config.beta)[:, None]
 
     def _gold(self, batch: Batch) -> Tensor:
         """int64 [rows], the token that stood there; -1 where none was masked."""

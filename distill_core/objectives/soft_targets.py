@@ -25,20 +25,20 @@ def cwsm(mine: Tensor) -> Tensor:
     return 1 / (F.softmax(mine, dim=-1).amax(-1) + 1e-3)
 
 
-def row_temperatures(weights: Tensor, sequence: Tensor, sequences: int, base: float, beta: float) -> Tensor:
-    """base + beta (mean(w) - w), the mean over the rows of the same sequence; at least ``FLOOR`` times the base.
+def row_temperatures(weights: Tensor, group: Tensor, groups: int, base: float, beta: float) -> Tensor:
+    """base + beta (mean(w) - w), the mean over the rows of the same group; at least ``FLOOR`` times the base.
 
-    TextBrewer takes the mean over the whole batch, so that a row's temperature there depends on what else is in the
-    batch (and on the rank); it has no floor.
+    A group is a sequence. TextBrewer takes one for the whole batch, so that a row's temperature there depends on what
+    else is in the batch (and on the rank); it has no floor.
 
     Args:
         weights: [rows], w.
-        sequence: int64 [rows], the number of each row's sequence, in the stream's order.
-        sequences: how many there are.
+        group: int64 [rows], the number of each row's group, ascending.
+        groups: how many there are.
     """
-    counts = torch.bincount(sequence, minlength=sequences)
+    counts = torch.bincount(group, minlength=groups)
     sums = torch.segment_reduce(weights, "sum", lengths=counts)  # unlike index_add_, in a fixed order on any device
-    mean = (sums / counts.clamp(min=1))[sequence]
+    mean = (sums / counts.clamp(min=1))[group]
     return (base + beta * (mean - weights)).clamp(min=FLOOR * base)
 
 

@@ -310,6 +310,8 @@ def test_bad_settings_are_refused() -> None:
         config(temperature=0.0)
     with pytest.raises(ValidationError, match="a temperature must stay above 0"):
         config(temperature=Schedule(start=8, end=0))
+    with pytest.raises(ValidationError, match="`rule_mean: batch` belongs to temperature_rule: flsw or cwsm"):
+        config(rule_mean="batch")
     with pytest.raises(ValidationError, match="`gamma` belongs to temperature_rule: flsw"):
         config(temperature_rule="cwsm", beta=1.0, gamma=1.0)
     with pytest.raises(

@@ -75,10 +75,19 @@ SHIFT = pytest.mark.parametrize("shift", [False, True])
 
 @SHIFT
 @pytest.mark.parametrize(("kind", "loss"), [("kd_ce", textbrewer.kd_ce_loss), ("kd_mse", textbrewer.kd_mse_loss)])
-@pytest.mark.parametrize("rule", ["constant", "flsw", "cwsm"])
-def test_logits(kind: str, loss: Any, rule: str, shift: bool) -> None:
-    """One sequence, since it takes the mean of a rule's weights over all rows and we take it over a sequence's."""
-    mine, theirs, batch = 2 * draw(0, 9, V), 2 * draw(1, 9, V), masked_stream([9], V, seed=3)
+@pytest.mark.parametrize(
+    ("rule", "lengths", "mean"),
+    [
+        ("constant", [9], "sequence"),
+        ("flsw", [9], "sequence"),
+        ("cwsm", [9], "sequence"),
+        ("flsw", [5, 1, 3], "batch"),
+        ("cwsm", [5, 1, 3], "batch"),
+    ],
+)
+def test_logits(kind: str, loss: Any, rule: str, lengths: list[int], mean: str, shift: bool) -> None:
+    """It takes the mean of a rule's weights over all rows; ours over a sequence's agrees on a single sequence."""
+    mine, theirs, batch = 2 * draw(0, 9, V), 2 * draw(1, 9, V), masked_stream(lengths, V, seed=3)
     assert batch.rows is not None and batch.labels is not None and 0 < batch.n_masked < 9
     scheduler = {
         "constant": schedulers.constant_temperature_scheduler,
@@ -92,7 +101,13 @@ def test_logits(kind: str, loss: Any, rule: str, shift: bool) -> None:
         targets = probability_shift_(targets, labels)
     wanted = loss(mine[None], targets.view(1, 9, V), scheduler(mine[None], targets.view(1, 9, V), 4.0))
     fields = {"beta": None if rule == "constant" else 0.5, "gamma": 2.0 if rule == "flsw" else None}
-    fields |= {"positions": "all", "temperature": 4.0, "temperature_rule": rule, "probability_shift": shift}
+    fields |= {
+        "rule_mean": mean,
+        "positions": "all",
+        "temperature": 4.0,
+        "temperature_rule": rule,
+        "probability_shift": shift,
+    }
     term = build(kind, shape(4, vocab=V), shape(4, vocab=V), **fields)
     found = term(Features(logits={"all": mine}), Features(logits={"all": theirs}), batch, 0.0)[kind] / 9
     assert found.item() == pytest.approx(wanted.item(), rel=1e-9)

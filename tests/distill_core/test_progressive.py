@@ -152,4 +152,4 @@ def test_the_preflight_refuses_it_before_models_are_loaded() -> None:
     }
     config = validate(tree, RunConfig)
     with pytest.raises(ConfigError, match="stage 'student': progressive: 2 layers of 3 steps take 6 steps"):
-        preflight.check_objectives(config, 1, preflight.stage_shape(config, 1, 50), 50, "stage 'student'")
+        preflight.check_objectives(config, 1, preflight.stage_shape(config, 1, 50), 50, {}, "stage 'student'")

@@ -43,7 +43,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
 # Cross-entropies: at student = teacher they are the teacher's entropy instead of 0.
 ENTROPIES = {"kd_ce", "attention_ce", "task_kd"}
 # Settings under which a student that is a copy of its teacher still differs from what it is compared with.
-DIFFERENT = {"probability_shift", "fair_pairs", "projection"}
+DIFFERENT = {"probability_shift", "fair_pairs", "projection", "shared_projection"}
 CASES = [(kind, fields) for kind in OBJECTIVES for fields in EXAMPLES.get(kind, [{}])]
 cases = pytest.mark.parametrize(("kind", "fields"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 

@@ -30,7 +30,7 @@ from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
 from data_prep.share import Allowance, copies, sampled
 from data_prep.similar import open_similar
-from data_prep.statistics import LONGEST_PIECE, note_unknown, statistics
+from data_prep.statistics import LONGEST_PIECE, count_tokens, note_unknown, statistics
 from data_prep.stream import Stream
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
@@ -38,8 +38,6 @@ from data_prep.variants import VARIANTS, Units
 
 BATCH = 1 << 18
 """Characters that are prepared together: what travels between the steps stays in the processor's cache."""
-CHUNK = 1 << 20
-"""Tokens that are counted together."""
 SEQUENCES = 1024
 """Sequences whose masks are drawn together."""
 PART_SHIFT = 18
@@ -230,7 +228,7 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     n_tokens = int(lengths.sum())
     tokens = map_array(folder / "tokens.bin", split.dtype.name, (n_tokens,))
     bits = map_array(folder / "words.bits", "u1", ((n_tokens + 7) // 8,))
-    continues = np.unpackbits(bits, count=n_tokens, bitorder="little").astype(np.bool_)
+    continues = np.unpackbits(bits, count=n_tokens, bitorder="little").view(np.bool_)
     base = np.uint64(task.ordinal << 32) | (HELD_OUT_BIT if name == "held_out" else np.uint64(0))
     written = Units(lengths, index.documents, tokens, continues, config.seed, base)
     sequences = VARIANTS[config.sequences.kind](written, config.sequences)
@@ -241,8 +239,7 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
         write_array(view / "firsts.bin", sequences.firsts.astype(np.uint16))
         write_array(view / "order.bin", sequences.order)
     counts = np.zeros(tokenizer.vocab_size, np.int64)
-    for begin in range(0, n_tokens, CHUNK):  # by chunks: they become int64 inside
-        counts += np.bincount(tokens[begin : begin + CHUNK], minlength=tokenizer.vocab_size)
+    count_tokens(np.asarray(tokens), counts)
     if name == "train":
         write_array(folder / "unigram.bin", counts)
     masked = []

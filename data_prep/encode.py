@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from data_prep.config import CleanConfig
+from data_prep.mapped import offsets_of, spread
 from data_prep.segment import Segmenter
 from data_prep.sentences import cut
 from data_prep.stream import Chars, Ints, Stream, decoded
@@ -47,13 +49,16 @@ class Encoded:
             ids and continuation bits [t], tokens of each unit int32 [s], units of each document int64 [n].
         """
         copies = copies.astype(np.int64, copy=False)
-        times = np.repeat(copies, np.diff(self.firsts))
-        total = int((self.counts * times).sum())
+        most = int(copies.max(initial=0))  # not above 1, and there is room for all documents: that is soon known
+        times = np.repeat(copies, np.diff(self.firsts)) if most > 1 else None
+        total = min(most, 1) * len(self.ids) if times is None else int((self.counts * times).sum())
+        rows = min(most, 1) * len(self.counts) if times is None else int(times.sum())
         ids, continues = np.empty(total, self.ids.dtype), np.empty(total, np.bool_)
-        lengths, sizes = np.empty(int(times.sum()), np.int32), np.empty(int(copies.sum()), np.int64)
-        units, kept = _chosen(
+        lengths, sizes = np.empty(rows, np.int32), np.empty(int(copies.sum()), np.int64)
+        total, units, kept = _chosen(
             self.ids, self.places, self.counts, self.firsts, self.starts, copies, ids, continues, lengths, sizes
         )
+        ids, continues = ids[:total], continues[:total]
         return ids, continues, lengths[:units], sizes[:kept]
 
     def texts_of(self, token: int, longest: int) -> list[str]:
@@ -63,12 +68,16 @@ class Encoded:
             longest: characters; longer texts are cut.
         """
         found = np.flatnonzero(self.ids == token)
-        stops = np.append(self.places[1:], 0)
-        filled = self.counts > 0
-        stops[np.cumsum(self.counts)[filled] - 1] = self.units[1:][filled]
+        if not len(found):
+            return []
+        last = np.cumsum(self.counts)
+        unit = np.searchsorted(last, found, side="right")
+        following = self.places[np.minimum(found + 1, len(self.places) - 1)]
         begins = self.places[found]
-        ends = np.minimum(stops[found], begins + longest)
-        return [decoded(self.chars[a:b]) for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+        ends = np.where(found + 1 == last[unit], self.units[unit + 1], following)
+        ends = np.minimum(ends, begins + longest)
+        text = decoded(self.chars[spread(begins, ends - begins)])
+        return [text[a:b] for a, b in pairwise(offsets_of(ends - begins).tolist())]
 
 
 def encode(stream: Stream, tokenizer: Tokenizer, segmenter: Segmenter, rule: CleanConfig) -> Encoded:
@@ -78,6 +87,10 @@ def encode(stream: Stream, tokenizer: Tokenizer, segmenter: Segmenter, rule: Cle
     """
     starts = segmenter.starts(stream.chars, stream.documents)
     begins, ends, firsts = cut(stream, rule)
+    if tokenizer.skips_breaks and rule.min_unit_characters <= 1:  # then units may as well have them at their ends
+        bounds = np.append(begins, len(stream.chars))
+        ids, places, counts = tokenizer.encode_stream(stream.chars, bounds)
+        return Encoded(ids, places, counts, firsts, starts, stream.chars, bounds, 0)
     chars, packed = np.empty(len(stream.chars), np.uint32), np.empty(len(stream.chars), np.bool_)
     units, kept = np.zeros(len(begins) + 1, np.int64), np.empty(len(firsts), np.int64)
     least = max(1, rule.min_unit_characters)
@@ -132,7 +145,7 @@ def _chosen(
     lengths: Any,
     sizes: Any,
 ) -> Any:
-    """Fill the arrays of :meth:`Encoded.chosen`; returns (units, documents)."""
+    """Fill the arrays of :meth:`Encoded.chosen`; returns (tokens, units, documents)."""
     first, n, units, kept = 0, 0, 0, 0
     for d in range(len(copies)):
         token = first
@@ -146,15 +159,19 @@ def _chosen(
                 if stop > token:
                     lengths[units] = counts[u]
                     units += 1
-                    out[n] = ids[token]
-                    continues[n] = False
-                    n += 1
-                    for t in range(token + 1, stop):
-                        out[n] = ids[t]
-                        continues[n] = not starts[places[t]] or places[t] == places[t - 1]
-                        n += 1
+                    size = stop - token
+                    own, place = ids[token:stop], places[token:stop]
+                    new, bits = out[n : n + size], continues[n : n + size]
+                    before_it: Any = -1
+                    for t in range(size):
+                        new[t] = own[t]
+                        at = place[t]
+                        bits[t] = (not starts[np.uint64(at)]) | (at == before_it)  # `or` would be a branch
+                        before_it = at
+                    bits[0] = False
+                    n += size
                 token = stop
             if units > before:
                 sizes[kept] = units - before
                 kept += 1
-    return units, kept
+    return n, units, kept

@@ -83,15 +83,15 @@ def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[
     """
     stretches = -(-len(tokens) // STRETCH)
     every = max(1, stretches * STRETCH // SAMPLE)
-    hashes, counts = np.zeros(SLOTS, np.uint64), np.zeros(SLOTS, np.int64)
-    starts, sizes = np.zeros(SLOTS, np.int64), np.zeros(SLOTS, np.int64)
+    table = np.zeros((SLOTS, 4), np.int64)  # side by side: one miss of the cache for a word
     used, counted = 0, 0
     for begin in range(0, len(tokens), STRETCH * every):
         ids = np.asarray(tokens[begin : begin + STRETCH]).astype(np.int64)  # STRETCH is a multiple of 8
         own = np.unpackbits(bits[begin // 8 : (begin + len(ids) + 7) // 8], count=len(ids), bitorder="little")
         more = begin + len(ids) < len(tokens)
-        used = _count(ids, own.view(np.bool_), begin, more, used, hashes, counts, starts, sizes)
+        used = _count(ids, own.view(np.bool_), begin, more, used, table)
         counted += len(ids)
+    counts, starts, sizes = table[:, 1], table[:, 2], table[:, 3]
     found = np.flatnonzero(counts)
     order = found[np.lexsort((starts[found], -counts[found]))]
     kept = [*order[sizes[order] == 1][:TOP], *order[sizes[order] > 1][:TOP]]
@@ -99,10 +99,12 @@ def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[
 
 
 @njit(cache=True, nogil=True)
-def _count(
-    ids: Any, continues: Any, begin: int, more: bool, used: int, hashes: Any, counts: Any, starts: Any, sizes: Any
-) -> int:
-    """Count the words that begin in a stretch and end in it, in an open-addressing table; entries used afterwards."""
+def _count(ids: Any, continues: Any, begin: int, more: bool, used: int, table: Any) -> int:
+    """Count the words that begin in a stretch and end in it; entries used afterwards.
+
+    ``table``: open addressing; hash, count, first place and tokens of a word.
+    """
+    last = np.uint64(len(table) - 1)
     n = len(ids)
     t = 0
     while t < n and continues[t]:  # of a word that began before
@@ -115,22 +117,33 @@ def _count(
             stop += 1
         if stop == n and more:
             break
-        slot = np.int64(key & np.uint64(len(hashes) - 1))
-        while counts[slot] > 0 and hashes[slot] != key:
-            slot = (slot + 1) & (len(hashes) - 1)
-        if counts[slot] > 0 or used < len(hashes) // 2:
-            if counts[slot] == 0:
+        slot = key & last
+        while table[slot, 1] > 0 and table[slot, 0] != np.int64(key):
+            slot = (slot + np.uint64(1)) & last
+        if table[slot, 1] > 0 or used < len(table) // 2:
+            if table[slot, 1] == 0:
                 used += 1
-                hashes[slot], starts[slot], sizes[slot] = key, begin + t, stop - t
-            counts[slot] += 1
+                table[slot, 0], table[slot, 2], table[slot, 3] = np.int64(key), begin + t, stop - t
+            table[slot, 1] += 1
         t = stop
     return used
 
 
+@njit(cache=True, nogil=True)
+def count_tokens(tokens: Any, counts: Any) -> None:
+    """Add to ``counts`` (int64 [entries]) how often each id stands among ``tokens`` ([N], all below ``entries``)."""
+    for token in tokens:
+        counts[token] += 1
+
+
 def note_unknown(counts: Counter[str], texts: list[str]) -> None:
     """Count texts that became [UNK]."""
-    for text in texts:
-        piece = text.strip()
+    found = Counter(map(str.strip, texts))
+    if len(counts) + len(found) <= MOST_DISTINCT:
+        del found[""]
+        counts.update(found)
+        return
+    for piece in map(str.strip, texts):
         if piece and (piece in counts or len(counts) < MOST_DISTINCT):
             counts[piece] += 1
 

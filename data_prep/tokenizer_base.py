@@ -89,6 +89,9 @@ class Tokenizer(ABC):
         content = json.dumps([self.kind, self.settings, self.specials, self.pieces], ensure_ascii=True, sort_keys=True)
         self.hash = xxhash.xxh3_128_hexdigest(content.encode("ascii"))
 
+    skips_breaks = False
+    """Whether a line break at the end of a text changes nothing."""
+
     @abstractmethod
     def _encode_all(self, texts: Sequence[str]) -> EncodedStream:
         """What :meth:`encode_stream` returns, with places counted from the beginning of each text."""

@@ -59,6 +59,7 @@ class WordPieceTokenizer(Tokenizer):
         self._unknown = self.dtype.type(self.special_ids["unk"])
         self._table = self._single_characters()
         self._trie = build_trie(self.pieces)
+        self.skips_breaks = bool(self._table[ord("\n")] == self._space)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.pieces, "the vocabulary", *self.settings.values())

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.prep.peers import megatron_like, minirbt_path
 from benchmarks.prep.timing import Row, Steps, interleaved, show, texts_of
-from data_prep import block, encode
+from data_prep import block, clean, encode
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.readers import open_sources
 from data_prep.tokenizer import open_tokenizer
@@ -52,8 +52,8 @@ def split_by_step(task: block.Task) -> dict[str, float]:
     """Processor seconds of each step of one shard."""
     reader = task.reader
     owners: list[tuple[Any, str, str]] = [
-        (block, "raw_stream", "code points"),
-        (block, "clean", "clean"),
+        (clean, "raw_stream", "code points"),
+        (block, "clean_texts", "clean"),
         (encode, "cut", "sentences"),
         (encode, "_pack", "sentences"),
         (block.Stream, "hashes", "hash, bytes"),
@@ -62,6 +62,9 @@ def split_by_step(task: block.Task) -> dict[str, float]:
         (block.ShardWriter, "finish", "checksums, sync"),
         (block.SplitWriter, "add", "write"),
         (block.SplitWriter, "close", "write"),
+        (block, "statistics", "statistics"),
+        (block, "note_unknown", "statistics"),
+        (encode.Encoded, "texts_of", "statistics"),
         (block, "opened", "start-up"),
     ]
     saved = [(owner, name, vars(owner)[name]) for owner, name, _ in owners]

@@ -24,7 +24,7 @@ from data_prep.mapped import (
     u16,
     u64,
 )
-from data_prep.mask_tables import ONE, bare_rule, is_set, scratch_of, trailing_zeros
+from data_prep.mask_tables import ALL, BUCKETS, ONE, bare_rule, is_set, ones, scratch_of, trailing_zeros
 
 _ORDER, _KIND, _TOKEN, _NGRAM, _SIMILAR = (np.uint64(purpose) for purpose in range(1, 6))
 
@@ -33,51 +33,63 @@ _ORDER, _KIND, _TOKEN, _NGRAM, _SIMILAR = (np.uint64(purpose) for purpose in ran
 
 
 @njit(cache=True, nogil=True)
-def _words(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) -> Any:
-    """Fill starts, sizes and follows; returns (words, tokens)."""
-    starts, follows = scratch.starts, scratch.follows
+def _borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) -> Any:
+    """Fill ``borders``, ``free`` and ``firsts`` of a sequence, and clear ``taken``; returns its tokens."""
+    borders, firsts = scratch.borders, scratch.firsts
     offsets = i64(shards.addresses[s, OFFSETS], own + 2)
     pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
-    words, t = 0, 0
+    length = 0
     for p in range(offsets[own], offsets[own + 1]):
-        start, count, first = pieces[2 * p], pieces[2 * p + 1], words
-        if whole_words:
-            for j in range(0, count, 56):
-                borders = ~_bits(shards.addresses[s, BITS], start + j, min(56, count - j))
-                if j == 0:
-                    borders |= ONE  # a word never reaches over the border of two pieces
-                borders &= (ONE << np.uint64(min(56, count - j))) - ONE
-                while borders != 0:
-                    starts[words] = t + j + trailing_zeros(borders)
-                    borders &= borders - ONE
-                    words += 1
-        else:
-            for j in range(count):
-                starts[words + j] = t + j
-            words += count
-        follows[first:words] = 1
-        if words > first:
-            follows[first] = 0
+        length += pieces[2 * p + 1]
+    blocks, size = (length >> 6) + 2, (shards.sizes[s, 0] + 7) >> 3
+    borders[:blocks] = 0
+    firsts[:blocks] = 0
+    scratch.taken[:blocks] = 0
+    t = 0
+    for p in range(offsets[own], offsets[own + 1]):
+        start, count = pieces[2 * p], pieces[2 * p + 1]
+        for j in range(0, count, 56):
+            n = np.uint64(min(56, count - j))
+            found = (ONE << n) - ONE
+            if whole_words:
+                found &= ~_bits(shards.addresses[s, BITS], start + j, size)
+            block, shift = (t + j) >> 6, np.uint64((t + j) & 63)
+            borders[block] |= found << shift
+            borders[block + 1] |= found >> (np.uint64(63) - shift) >> ONE
+        if count > 0:  # a word never reaches over the border of two pieces
+            borders[t >> 6] |= ONE << np.uint64(t & 63)
+            firsts[t >> 6] |= ONE << np.uint64(t & 63)
         t += count
-    ends, sizes = starts[1 : words + 1], scratch.sizes[:words]
-    starts[words] = t
-    for w in range(words):
-        sizes[w] = ends[w] - starts[w]
-    return words, t
+    for block in range(blocks):
+        scratch.free[block] = borders[block]
+    borders[length >> 6] |= ONE << np.uint64(length & 63)
+    return length
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _bits(address: Any, start: Any, count: Any) -> Any:
-    """Up to 56 bits of a file from bit ``start`` on, as the lowest ones of a uint64; no byte behind them is read."""
-    size = ((start + count - 1) >> 3) - (start >> 3) + 1
-    content = u8(address + np.uint64(start >> 3), size)
-    found = np.uint64(0)
-    if size == 8:
-        found = u64(address + np.uint64(start >> 3), 1)[0]
+def _bits(address: Any, start: Any, size: Any) -> Any:
+    """57 bits or more of a file of ``size`` bytes from bit ``start`` on, as the lowest ones of a uint64."""
+    first = start >> 3
+    if first + 8 <= size:
+        found = u64(address + np.uint64(first), 1)[0]
     else:
-        for b in range(size):
-            found |= np.uint64(content[b]) << np.uint64(8 * b)
+        found, content = np.uint64(0), u8(address, size)
+        for b in range(first, size):
+            found |= np.uint64(content[b]) << np.uint64(8 * (b - first))
     return found >> np.uint64(start & 7)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _size(borders: Any, t: Any) -> Any:
+    """Tokens of the word that begins at ``t``."""
+    block = (t + 1) >> 6
+    bits = borders[block] >> np.uint64((t + 1) & 63)
+    if bits != 0:
+        return trailing_zeros(bits) + 1
+    block += 1
+    while borders[block] == 0:
+        block += 1
+    return (block << 6) + trailing_zeros(borders[block]) - t
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -87,139 +99,178 @@ def _row(first: Any, gap: Any, t: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _flag(ids: Any, specials: Any, flags: Any) -> Any:
-    """Set ``flags`` to 1 at special tokens, else 0; returns how many there are."""
-    flags[:] = 0
-    for k in range(len(specials)):
-        special = specials[k]
-        for t in range(len(flags)):
-            flags[t] |= np.int64(ids[t] == special)
-    return flags.sum()
-
-
-@njit(cache=True, nogil=True)
-def _without_specials(flags: Any, words: Any, scratch: Any) -> Any:
-    """Leave out the words that hold a special token; returns how many are left."""
-    left, torn = 0, False
-    for w in range(words):
-        start, size = scratch.starts[w], scratch.sizes[w]
-        hit = flags[start]
-        for k in range(1, size):
-            hit |= flags[start + k]
-        scratch.starts[left], scratch.sizes[left] = start, size
-        scratch.follows[left] = 0 if torn else scratch.follows[w]
-        torn = hit != 0
-        left += 0 if torn else 1
-    return left
+def _without_specials(ids: Any, specials: Any, t: Any, n: Any, scratch: Any) -> Any:
+    """Free no word that holds a special token among the ``n`` from ``t`` on, which ``ids`` are; returns the tokens of
+    those words."""
+    torn, last = 0, np.int64(-1)
+    for begin in range(0, n, 64):
+        here, hits = ids[begin : min(begin + 64, n)], np.uint64(0)
+        for k in range(len(specials)):
+            special = specials[k]
+            for j in range(len(here)):
+                hits |= np.uint64(here[j] == special) << np.uint64(j)
+        while hits != 0:
+            place = t + begin + trailing_zeros(hits)
+            hits &= hits - ONE
+            word = place
+            while word > last and not is_set(scratch.borders, word):
+                word -= 1
+            if word > last:  # else the special token before it stands in the same word
+                scratch.free[word >> 6] &= ~(ONE << np.uint64(word & 63))
+                torn += _size(scratch.borders, word)
+            last = place
+    return torn
 
 
 # ---------------------------------------------------------------- selection
 
 
 @njit(cache=True, nogil=True)
-def _weigh(ids: Any, first: Any, gap: Any, weights: Any, words: Any, scratch: Any) -> None:
-    """Turn the keys into the bits of -log(u) / weight, u in (0, 1): positive floats ascend as their bits do."""
-    scores = np.empty(words, np.float64)
-    for w in range(words):
-        u = unit(scratch.keys[w]) + 0.5 / 9007199254740992.0
-        scores[w] = -np.log(u) / weights[ids[_row(first, gap, scratch.starts[w])]]
-    scratch.keys[:words] = scores.view(np.uint64)
+def _draw_keys(base: Any, length: Any, scratch: Any) -> None:
+    """A key for each token, of which words use their first one's: all of them at once are vector instructions."""
+    keys = scratch.keys[:length]
+    for t in range(len(keys)):
+        keys[t] = hashed(base, _ORDER, t)
 
 
 @njit(cache=True, nogil=True)
-def _sorted_below(top: Any, words: Any, scratch: Any) -> Any:
-    """Put the words whose key is below ``top`` (0: all) into ``order``, by key; returns how many they are.
+def _weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: Any) -> None:
+    """Turn the keys into the bits of -log(u) / weight, u in (0, 1): positive floats ascend as their bits do."""
+    scores = np.empty(length, np.float64)
+    for t in range(length):
+        u = unit(scratch.keys[t]) + 0.5 / 9007199254740992.0
+        scores[t] = -np.log(u) / weights[ids[_row(first, gap, t)]]
+    scratch.keys[:length] = scores.view(np.uint64)
 
-    Keys are uniform, so that buckets as many as words are nearly a sort.
-    """
-    keys, order, heads = scratch.keys, scratch.order, scratch.heads
-    if top == 0:
-        order[:words] = np.argsort(keys[:words])
-        return words
-    count = 0
-    for w in range(words):
-        order[count] = w
-        count += keys[w] < top
-    scale = count / float(top)
-    heads[: count + 1] = 0
-    for k in range(count):
-        heads[np.int64(float(keys[order[k]]) * scale)] += 1
-    before = 0
-    for b in range(count + 1):
-        heads[b], before = before, before + heads[b]
-    unsorted = scratch.sorting[:count]
-    for k in range(count):
-        unsorted[k] = order[k]
-    for k in range(count):
-        bucket = np.int64(float(keys[unsorted[k]]) * scale)
-        order[heads[bucket]] = unsorted[k]
-        heads[bucket] += 1
-    for k in range(1, count):
-        w, j = order[k], k
-        while j > 0 and keys[order[j - 1]] > keys[w]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = w
+
+@njit(cache=True, nogil=True)
+def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
+    """Put the free words with low <= key < high and at most ``most`` tokens into ``places`` and ``sizes``; returns how
+    many they are."""
+    places, sizes, count = scratch.places, scratch.sizes, 0
+    for block in range((length + 63) >> 6):
+        keys, bits = scratch.keys[block << 6 : min((block + 1) << 6, length)], np.uint64(0)
+        for j in range(len(keys)):
+            bits |= np.uint64((keys[j] >= low) & (keys[j] < high)) << np.uint64(j)
+        bits &= scratch.free[block] & ~scratch.taken[block]
+        while bits != 0:
+            t = (block << 6) + trailing_zeros(bits)
+            bits &= bits - ONE
+            places[count], sizes[count] = t, _size(scratch.borders, t)
+            count += sizes[count] <= most
     return count
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _take(taken: Any, t: Any, size: Any) -> None:
+    while size > 0:
+        n = min(size, 64 - (t & 63))
+        taken[t >> 6] |= (ALL >> np.uint64(64 - n)) << np.uint64(t & 63)
+        t += n
+        size -= n
+
+
 @njit(cache=True, nogil=True)
-def _take_after(w: Any, left: Any, rule: Any, base: Any, words: Any, scratch: Any) -> Any:
-    """After word ``w`` take as many as its n-gram has, are there and fit; returns what is left."""
-    taken, sizes = scratch.taken, scratch.sizes
-    drawn, n = unit(hashed(base, _NGRAM, scratch.starts[w])), 0
-    while n < len(rule.ngrams) - 1 and drawn >= rule.ngrams[n]:
-        n += 1
-        w += 1
-        if w >= words or scratch.follows[w] == 0 or is_set(taken, w) or sizes[w] > left:
+def _take_certain(top: Any, count: Any, left: Any, scratch: Any) -> Any:
+    """Take the smallest keys, as many as fit all together, in whatever order, and leave those of the other candidates
+    that may fit; returns (how many these are, what is left of the budget)."""
+    keys, places, sizes, sums = scratch.keys, scratch.places, scratch.sizes, scratch.more
+    sums[:BUCKETS] = 0
+    scale = np.uint64(BUCKETS << 32) // ((top >> np.uint64(32)) + ONE)
+    for k in range(count):
+        sums[np.int64(((keys[places[k]] >> np.uint64(32)) * scale) >> np.uint64(32))] += sizes[k]
+    cut = np.int64(0)
+    while cut < BUCKETS and sums[cut] <= left:
+        left -= sums[cut]
+        cut += 1
+    rest = 0
+    for k in range(count):
+        t, size = places[k], sizes[k]
+        if np.int64(((keys[t] >> np.uint64(32)) * scale) >> np.uint64(32)) < cut:
+            _take(scratch.taken, t, size)
+        else:
+            places[rest], sizes[rest] = t, size
+            rest += size <= left
+    return rest, left
+
+
+@njit(cache=True, nogil=True)
+def _sift(keys: Any, heap: Any, place: Any, count: Any) -> None:
+    """Let the place ``heap[place]`` sink until no key below it is smaller."""
+    t = heap[place]
+    while 2 * place + 1 < count:
+        child = 2 * place + 1
+        child += child + 1 < count and keys[heap[child + 1]] < keys[heap[child]]
+        if keys[t] <= keys[heap[child]]:
             break
-        taken[w >> 6] |= ONE << np.uint64(w & 63)
-        left -= sizes[w]
+        heap[place] = heap[child]
+        place = child
+    heap[place] = t
+
+
+@njit(cache=True, nogil=True)
+def _take_in_order(rule: Any, base: Any, count: Any, left: Any, scratch: Any) -> Any:
+    """Visit candidates, smallest key first, and take those that fit; returns what is left of the budget."""
+    heap, taken = scratch.places, scratch.taken
+    for place in range((count >> 1) - 1, -1, -1):
+        _sift(scratch.keys, heap, place, count)
+    while count > 0 and left > 0:
+        t = heap[0]
+        count -= 1
+        heap[0] = heap[count]
+        _sift(scratch.keys, heap, 0, count)
+        size = _size(scratch.borders, t)
+        if size <= left and not is_set(taken, t):
+            _take(taken, t, size)
+            left -= size
+            if len(rule.ngrams) > 0:
+                left = _take_after(t, size, left, rule, base, scratch)
     return left
 
 
 @njit(cache=True, nogil=True)
-def _select(rule: Any, base: Any, budget: Any, maskable: Any, words: Any, scratch: Any) -> None:
-    """Mark the words that are taken. Only the smallest keys are sorted, as the budget is filled with them mostly."""
-    keys, sizes, taken = scratch.keys, scratch.sizes, scratch.taken
-    taken[: (words >> 6) + 1] = 0
-    several = len(rule.ngrams) > 0
-    top = np.uint64(0)
+def _take_after(t: Any, size: Any, left: Any, rule: Any, base: Any, scratch: Any) -> Any:
+    """After the word at ``t`` take as many as its n-gram has, are there and fit; returns what is left."""
+    drawn, n = unit(hashed(base, _NGRAM, t)), 0
+    while n < len(rule.ngrams) - 1 and drawn >= rule.ngrams[n]:
+        n += 1
+        t += size
+        if not is_set(scratch.free, t) or is_set(scratch.firsts, t) or is_set(scratch.taken, t):
+            break
+        size = _size(scratch.borders, t)
+        if size > left:
+            break
+        _take(scratch.taken, t, size)
+        left -= size
+    return left
+
+
+@njit(cache=True, nogil=True)
+def _select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
+    """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
+    words = 0
+    for block in range((length + 63) >> 6):
+        words += ones(scratch.free[block])
+    top = ALL
     if len(rule.weights) == 0:
         needed = budget * words / maskable
         share = (needed + 2 * np.sqrt(needed) + 2) / words
         if share < 0.9:
             top = np.uint64(share * 18446744073709551616.0)
-        else:
-            top = np.uint64(0xFFFFFFFFFFFFFFFF)
-    left = budget
-    for k in range(_sorted_below(top, words, scratch)):
-        w = scratch.order[k]
-        if sizes[w] <= left and not is_set(taken, w):
-            taken[w >> 6] |= ONE << np.uint64(w & 63)
-            left -= sizes[w]
-            if several:
-                left = _take_after(w, left, rule, base, words, scratch)
-            if left == 0:
-                return
-    while top != 0:  # on through the words with larger keys: those that fit, smallest key first
-        best = -1
-        for w in range(words):
-            if keys[w] >= top and sizes[w] <= left and not is_set(taken, w) and (best < 0 or keys[w] < keys[best]):
-                best = w
-        if best < 0:
-            break
-        taken[best >> 6] |= ONE << np.uint64(best & 63)
-        left = _take_after(best, left - sizes[best], rule, base, words, scratch) if several else left - sizes[best]
-        if left == 0:
-            return
+    left, count = budget, _candidates(np.uint64(0), top, budget, length, scratch)
+    if len(rule.ngrams) == 0:
+        count, left = _take_certain(top, count, left, scratch)
+    left = _take_in_order(rule, base, count, left, scratch)
+    if left > 0 and top != ALL:
+        left = _take_in_order(rule, base, _candidates(top, ALL, left, length, scratch), left, scratch)
     if left == budget and words > 1:
-        best = 0
-        for w in range(1, words):
-            if sizes[w] < sizes[best] or (sizes[w] == sizes[best] and keys[w] < keys[best]):
-                best = w
-        if sizes[best] <= rule.most:
-            taken[best >> 6] |= ONE << np.uint64(best & 63)
+        count, best = _candidates(np.uint64(0), ALL, rule.most, length, scratch), 0
+        for k in range(1, count):
+            shorter = scratch.sizes[k] - scratch.sizes[best]
+            if shorter < 0 or (shorter == 0 and scratch.keys[scratch.places[k]] < scratch.keys[scratch.places[best]]):
+                best = k
+        if count > 0:
+            _take(scratch.taken, scratch.places[best], scratch.sizes[best])
 
 
 # ---------------------------------------------------------------- replacement
@@ -279,43 +330,60 @@ def _similar(rule: Any, base: Any, ids: Any, row: Any, t: Any, size: Any) -> Any
 
 
 @njit(cache=True, nogil=True)
-def _another(rule: Any, base: Any, ids: Any, row: Any, t: Any, size: Any, k: Any, similar: Any) -> Any:
-    """What stands instead of the k-th token of a word that is not to become [MASK]s: a similar word's, or a random
-    one."""
+def _another(rule: Any, base: Any, ids: Any, row: Any, start: Any, t: Any, similar: Any, scratch: Any) -> Any:
+    """What stands instead of token ``t``, at ``row`` of the stream, of the word that begins at ``start``: a similar
+    word's, or a random one."""
     if similar:
-        twin = _similar(rule, base, ids, row, t, size)
+        twin = _similar(rule, base, ids, row - (t - start), start, _size(scratch.borders, start))
         if twin >= 0:
-            return rule.ids[twin + k]
-    return _random(rule, base, t + k)
+            return rule.ids[twin + t - start]
+    return _random(rule, base, t)
 
 
 @njit(cache=True, nogil=True)
-def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, words: Any, scratch: Any, out: Any, m: Any) -> Any:
-    """Write rows, labels and new ids of the words that are taken; returns where they end, or -1: no room."""
-    rows, labels, after = out
-    by_word, mask_id = rule.by_word, rule.mask_id
-    masked, other, similar = rule.bounds[0], rule.bounds[2], rule.bounds[1]
-    for block in range((words >> 6) + 1):
+def _places(by_word: Any, length: Any, scratch: Any) -> Any:
+    """Put the taken tokens into ``places``, the first ones of their words into ``sizes``; returns how many."""
+    count, start = 0, 0
+    for block in range((length + 63) >> 6):
         bits = scratch.taken[block]
         while bits != 0:
-            w = (block << 6) + trailing_zeros(bits)
+            t = (block << 6) + trailing_zeros(bits)
             bits &= bits - ONE
-            t, size = scratch.starts[w], scratch.sizes[w]
-            row = _row(first, gap, t)
-            if m + size > len(rows):
-                return -1
-            kind = unit(hashed(base, _KIND, t))
-            for k in range(size):
-                if k > 0 and not by_word:
-                    kind = unit(hashed(base, _KIND, t + k))
-                label = ids[row + k]
-                rows[m], labels[m], after[m] = row + k, label, label
-                if kind < masked:
-                    after[m] = mask_id
-                elif kind < other:
-                    after[m] = _another(rule, base, ids, row, t, size, k, kind >= similar)
-                m += 1
-    return m
+            start = t if is_set(scratch.borders, t) else start
+            scratch.places[count], scratch.sizes[count] = t, start
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out: Any, m: Any) -> Any:
+    """Write rows, labels and new ids of the taken tokens; returns where they end, or -1: no room."""
+    count = _places(rule.by_word, length, scratch)
+    if m + count > len(out[0]):
+        return -1
+    mask_id, masked, similar, other = rule.mask_id, rule.bounds[0], rule.bounds[1], rule.bounds[2]
+    rows, labels, after = out[0][m : m + count], out[1][m : m + count], out[2][m : m + count]
+    places, starts, kinds = scratch.places[:count], scratch.sizes[:count], scratch.scores[:count]
+    if rule.by_word:
+        for k in range(count):
+            kinds[k] = unit(hashed(base, _KIND, starts[k]))
+    else:
+        for k in range(count):
+            kinds[k] = unit(hashed(base, _KIND, places[k]))
+    for k in range(count):
+        row = _row(first, gap, places[k])
+        label = ids[row]
+        rows[k], labels[k] = row, label
+        after[k] = mask_id if kinds[k] < masked else label
+    changed = scratch.more
+    changes = 0
+    for k in range(count):
+        changed[changes] = k
+        changes += (kinds[k] >= masked) & (kinds[k] < other)
+    for c in range(changes):
+        k = changed[c]
+        after[k] = _another(rule, base, ids, rows[k], starts[k], places[k], kinds[k] >= similar, scratch)
+    return m + count
 
 
 # ---------------------------------------------------------------- sequences
@@ -328,25 +396,21 @@ def _draw_one(
     """Mask the sequence that stands in ``ids`` from ``begin`` on; returns where its rows end (-1: no room)."""
     if rule.rate == 0:
         return m
-    words, length = _words(shards, rule.whole_words, s, own, scratch)
+    length = _borders(shards, rule.whole_words, s, own, scratch)
     gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
-    first, maskable = begin + 1, length
-    flags = scratch.sorting
-    special = _flag(ids[first : first + gap], rule.specials, flags[:gap])
-    special += _flag(ids[first + gap + 1 : first + length + 1], rule.specials, flags[gap:length])
-    if special > 0:
-        words = _without_specials(flags, words, scratch)
-        maskable = scratch.sizes[:words].sum()
-    if words == 0:
+    first = begin + 1
+    maskable = length - _without_specials(ids[first : first + gap], rule.specials, 0, gap, scratch)
+    if gap < length:
+        second = ids[first + gap + 1 : first + length + 1]
+        maskable -= _without_specials(second, rule.specials, gap, length - gap, scratch)
+    if maskable == 0:
         return m
-    keys, starts = scratch.keys[:words], scratch.starts[:words]
-    for w in range(len(keys)):
-        keys[w] = hashed(base, _ORDER, starts[w])
+    _draw_keys(base, length, scratch)
     if len(rule.weights) > 0:
-        _weigh(ids, first, gap, rule.weights, words, scratch)
+        _weigh(ids, first, gap, rule.weights, length, scratch)
     budget = min(rule.most, max(1, int(np.floor(rule.rate * maskable + 0.5))))
-    _select(rule, base, budget, maskable, words, scratch)
-    return _emit(rule, base, ids, first, gap, words, scratch, out, m)
+    _select(rule, base, budget, maskable, length, scratch)
+    return _emit(rule, base, ids, first, gap, length, scratch, out, m)
 
 
 @njit(cache=True, nogil=True)

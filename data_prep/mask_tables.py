@@ -14,6 +14,9 @@ from data_prep.mapped import bare, f64, i32, i64, u64
 
 Ints = NDArray[np.int64]
 ONE = np.uint64(1)
+ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+BUCKETS = 64
+"""Of keys, where words are chosen."""
 
 
 class Rule(NamedTuple):
@@ -41,33 +44,43 @@ class Rule(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Of the words of one sequence: first token, tokens, whether it follows the one before it at once, random key,
-    whether it is taken (a bit each); and three arrays to sort with."""
+    """Of one sequence, a bit for each token: whether a word begins there (and behind the last token), such a word may
+    be taken, a piece begins, the token is taken. A key for each token; and room for lists of tokens or words."""
 
-    starts: Ints
-    sizes: Ints
-    follows: Ints
-    keys: NDArray[np.uint64]
+    borders: NDArray[np.uint64]
+    free: NDArray[np.uint64]
+    firsts: NDArray[np.uint64]
     taken: NDArray[np.uint64]
-    order: Ints
-    sorting: Ints
-    heads: Ints
+    keys: NDArray[np.uint64]
+    places: Ints
+    sizes: Ints
+    more: Ints
+    scores: NDArray[np.float64]
+
+
+LANES = len(Scratch._fields)
+
+
+def room_for(longest: int) -> Ints:
+    """Memory for :func:`scratch_of`, for sequences of up to ``longest`` tokens."""
+    return np.empty(LANES * max(longest + 2, BUCKETS), np.int64)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def scratch_of(room: Any) -> Any:
-    """``room``: int64 [8 * (longest sequence)], cut up."""
-    n, at = len(room) >> 3, np.uint64(room.ctypes.data)
+    """``room``, cut up."""
+    n, at = len(room) // LANES, np.uint64(room.ctypes.data)
     step = np.uint64(8 * n)
     return Scratch(
-        i64(at, n),
-        i64(at + step, n),
-        i64(at + np.uint64(2) * step, n),
+        u64(at, n),
+        u64(at + step, n),
+        u64(at + np.uint64(2) * step, n),
         u64(at + np.uint64(3) * step, n),
         u64(at + np.uint64(4) * step, n),
         i64(at + np.uint64(5) * step, n),
         i64(at + np.uint64(6) * step, n),
         i64(at + np.uint64(7) * step, n),
+        f64(at + np.uint64(8) * step, n),
     )
 
 
@@ -104,7 +117,18 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+@intrinsic
+def _ones(typing_context: Any, word: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
 trailing_zeros: Any = _trailing_zeros
+ones: Any = _ones
 
 
 @njit(cache=True, nogil=True, inline="always")

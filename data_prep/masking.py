@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from data_prep.config import MaskConfig
 from data_prep.mapped import Arrays, Mapped, Marks, lengths_of, offsets_of, owners
 from data_prep.mask_kernels import gather_drawn
-from data_prep.mask_tables import Rule
+from data_prep.mask_tables import Rule, room_for
 from data_prep.similar import NO_WORDS, SimilarWords
 
 Ints = NDArray[np.int64]
@@ -213,7 +213,7 @@ def draw_into(
     """
     offsets = where[2]
     n, total = len(offsets) - 1, int(offsets[-1])
-    room = np.empty(8 * (int(np.diff(offsets).max(initial=0)) + 2), np.int64)
+    room = room_for(int(np.diff(offsets).max(initial=0)))
     masked = np.zeros(n + 1, np.int64)
     key = (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.asarray(views, np.int64), np.asarray(sequence_ids, np.uint64))
     # A budget is at most its share and 1; a word that is longer than the budget may be taken where nothing else fits.

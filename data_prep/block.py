@@ -17,7 +17,8 @@ import data_prep.pairs  # noqa: F401  it registers a kind of sequences
 from configs.errors import DataError
 from data_prep.atomic import write_json
 from data_prep.clean import clean_texts
-from data_prep.config import DataConfig, FilterConfig, SegmentConfig, TokenizerConfig
+from data_prep.config import DataConfig, SegmentConfig, TokenizerConfig
+from data_prep.config_quality import FilterConfig
 from data_prep.corpus import HELD_OUT_BIT
 from data_prep.documents import Block, Counts
 from data_prep.drops import EXAMPLES, Drops

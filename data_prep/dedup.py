@@ -30,7 +30,7 @@ from configs.errors import DataError, output_error
 from data_prep.atomic import sweep
 from data_prep.block import Task
 from data_prep.clusters import Clusters
-from data_prep.config import DedupConfig, NearConfig
+from data_prep.config_quality import DedupConfig, NearConfig
 from data_prep.drops import FOLDER, REASONS
 from data_prep.external import Records, pairs_of_equal_keys
 from data_prep.minhash import EMPTY, bands, describe_signatures

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data_prep.config import FilterConfig
+from data_prep.config_quality import FilterConfig
 
 REASONS = (
     "",

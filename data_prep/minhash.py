@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.config import NearConfig
+from data_prep.config_quality import NearConfig
 from data_prep.hashing import GOLDEN, mix
 
 RECALL = 0.97

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from data_prep.block import Task, cleaned
 from data_prep.clusters import mapped
-from data_prep.config import NearConfig
+from data_prep.config_quality import NearConfig
 from data_prep.documents import Counts
 from data_prep.minhash import band_keys, bands, signatures
 from data_prep.shards import map_array, read_manifest, sealed_folder, shard_trouble

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.clusters import Clusters
-from data_prep.config import DedupConfig, FilterConfig, NearConfig
+from data_prep.config_quality import DedupConfig, FilterConfig, NearConfig
 from data_prep.dedup import Surveys, find_near
 from data_prep.filters import judge
 from data_prep.minhash import band_keys, bands, signatures

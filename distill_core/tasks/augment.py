@@ -20,7 +20,8 @@ from pydantic import Field
 
 from configs.errors import ConfigError
 from configs.loader import Config, runtime
-from data_prep.config import Fraction, SegmentConfig
+from data_prep.config import SegmentConfig
+from data_prep.config_quality import Fraction
 from data_prep.documents import Counts
 from data_prep.vectors import Vectors, read_vectors
 from distill_core.models.encoder import Encoder

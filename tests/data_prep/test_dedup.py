@@ -14,7 +14,8 @@ from configs.errors import DataError
 from data_prep import inspect as drawing
 from data_prep import phases
 from data_prep.block import Task
-from data_prep.config import DataConfig, DedupConfig, NearConfig, SourceConfig, TokenizerConfig
+from data_prep.config import DataConfig, SourceConfig, TokenizerConfig
+from data_prep.config_quality import DedupConfig, NearConfig
 from data_prep.drops import clusters_of
 from data_prep.pipeline import prepare
 from data_prep.readers import SAMPLE

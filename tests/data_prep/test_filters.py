@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from configs.errors import DataError
 from data_prep.clean import clean_texts
-from data_prep.config import CleanConfig, FilterConfig
+from data_prep.config import CleanConfig
+from data_prep.config_quality import FilterConfig
 from data_prep.filters import REASONS, judge
 from data_prep.pipeline import prepare
 from data_prep.stream import raw_stream

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_prep.config import NearConfig
+from data_prep.config_quality import NearConfig
 from data_prep.minhash import EMPTY, RECALL, band_keys, bands, describe_signatures, ngram_hashes, signatures
 from data_prep.stream import raw_stream
 

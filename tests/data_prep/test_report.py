@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from data_prep import statistics
 from data_prep.config import SegmentConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
+from data_prep.encode import Encoded
 from data_prep.pipeline import prepare
 from data_prep.plan import Job
 from data_prep.shards import read_manifest
 from data_prep.statistics import EDGES, classes, frequent_words, merged, note_unknown
+from data_prep.stream import code_points
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.test_pipeline import small
 
@@ -76,10 +78,15 @@ def test_length_classes(lengths: list[int]) -> None:
 
 
 def test_unknown_pieces_are_noted_with_their_text() -> None:
+    """Three units, whose last tokens end with them; white space around a piece is not part of it."""
+    chars = code_points("我𠀀 qwxz好𠀀𠀀x")
+    ids, places, units = np.array([5, 1, 1, 6, 1, 1]), np.array([0, 1, 3, 7, 8, 9]), np.array([0, 9, 9, 11])
+    encoded = Encoded(ids, places, np.array([5, 0, 1]), np.array([0, 3]), np.ones(11, np.bool_), chars, units, 0)
+    assert [piece.strip() for piece in encoded.texts_of(1, 32)] == ["𠀀", "qwxz", "𠀀", "𠀀x"]
+    assert encoded.texts_of(1, 2)[1] == "qw" and encoded.texts_of(2, 32) == []
     counts: Counter[str] = Counter()
-    text = "我𠀀 qwxz好𠀀"
-    note_unknown(counts, text, np.array([5, 1, 1, 6, 1]), np.array([0, 1, 3, 7, 8]), 1)
-    assert counts == {"𠀀": 2, "qwxz": 1}
+    note_unknown(counts, encoded.texts_of(1, 32))
+    assert counts == {"𠀀": 2, "qwxz": 1, "𠀀x": 1}
 
 
 def test_statistics_add_up(tmp_path: Path) -> None:
@@ -90,11 +97,13 @@ def test_statistics_add_up(tmp_path: Path) -> None:
     for name, of in (("documents", "documents"), ("units", "sentences"), ("sequences", "sequences")):
         assert sum(facts["lengths"][name]) == split[of]
     part = corpus.split("train")
-    content = part.content(np.arange(len(part)))
-    lengths = np.diff(content.offsets)
+    gathered = part.gather(np.arange(len(part)))
+    lengths = np.diff(gathered.offsets) - 2
+    inner = np.ones(len(gathered.ids), np.bool_)  # without [CLS] and [SEP]
+    inner[gathered.offsets[:-1]] = inner[gathered.offsets[1:] - 1] = False
     held = [int(np.sum((lengths >= a) & (lengths < b))) for a, b in zip(EDGES, [*EDGES[1:], 1 << 62], strict=True)]
     assert facts["lengths"]["sequences"] == held
-    assert facts["words"] == words_slowly(content.ids.tolist(), content.continues.tolist())
+    assert facts["words"] == words_slowly(gathered.ids[inner].tolist(), gathered.continues[inner].tolist())
     assert sum(facts["unknown"].values()) == sum(s["unknown"] for s in corpus.manifest["splits"].values())
 
 

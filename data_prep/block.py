@@ -201,13 +201,16 @@ def write_splits(
     """Tokens and views of both splits of one shard; returns its part of the manifest."""
     config, (tokenizer, segmenter) = task.config, tools
     unknown: Counter[str] = Counter()
+    seen = {name: np.zeros(tokenizer.vocab_size, np.int64) for name in SPLITS}
     for stream in streams:
         encoded = encode(stream, tokenizer, segmenter, config.clean)
         hashes, size = stream.hashes(config.seed)
         held_out = hashes < np.uint64(task.held_out_below)
         times = copies(hashes, task.reader.source.weight)
-        writer.splits["train"].add(*encoded.chosen(times * ~held_out))
-        writer.splits["held_out"].add(*encoded.chosen(held_out.astype(np.int64)))
+        for name, taken in (("train", times * ~held_out), ("held_out", held_out.astype(np.int64))):
+            chosen = encoded.chosen(taken)
+            writer.splits[name].add(*chosen)
+            count_tokens(chosen[0], seen[name])  # while they are in the cache
         note_unknown(unknown, encoded.texts_of(tokenizer.special_ids["unk"], LONGEST_PIECE))
         counts["short_units"] += encoded.short
         counts["characters"] += len(stream.chars)
@@ -215,14 +218,14 @@ def write_splits(
     splits = {}
     for name in SPLITS:
         writer.splits[name].close()
-        splits[name] = write_views(writer.splits[name], name, task, tokenizer)
+        splits[name] = write_views(writer.splits[name], name, task, tokenizer, seen[name])
     train = writer.splits["train"].folder
     noted = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)
     return {"splits": splits, "statistics": noted}
 
 
-def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Sequence index, stored masks and token counts of a written split; returns its facts for the manifest."""
+def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer, counts: Ints) -> dict[str, Any]:
+    """Sequence index, stored masks and ``counts`` of a written split's tokens; returns its facts for the manifest."""
     config, folder = task.config, split.folder
     index = read_index(folder / "tokens.idx")
     lengths = index.lengths.astype(np.int64)
@@ -239,8 +242,6 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer)
     if sequences.firsts is not None and sequences.order is not None:
         write_array(view / "firsts.bin", sequences.firsts.astype(np.uint16))
         write_array(view / "order.bin", sequences.order)
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
-    count_tokens(np.asarray(tokens), counts)
     if name == "train":
         write_array(folder / "unigram.bin", counts)
     masked = []

@@ -202,7 +202,11 @@ def word_starts(chars: Any, documents: Any, tables: Any, hmm: Any) -> Any:
             if stop - here > len(at.ids) - 8:
                 at = _scratch(stop - here)
             _cut(chars[here:stop], starts[here:stop], at, tables, hmm)
-        for k in range(begin + 1, end):
-            if chars[k] == 10 and chars[k - 1] == 13:
-                starts[k] = False
+        returns = np.uint32(0)
+        for k in range(begin, end):
+            returns |= np.uint32(chars[k] == 13)
+        if returns != 0:
+            for k in range(begin + 1, end):
+                if chars[k] == 10 and chars[k - 1] == 13:
+                    starts[k] = False
     return starts

@@ -68,6 +68,11 @@ def _viterbi(begin: Any, end: Any, ids: Any, back: Any, starts: Any, emit: Any, 
     row = (U(ids[begin]) - U(HAN)) * U(4)
     b, m = start[0] + emit[row], start[1] + emit[row + U(1)]
     e, s = start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
+    if end - begin == U(2):  # most often
+        row = (U(ids[begin + U(1)]) - U(HAN)) * U(4)
+        at_e, at_s = emit[row + U(2)], emit[row + U(3)]
+        starts[begin + U(1)] = max(e + es + at_s, s + ss + at_s) >= max(b + be + at_e, m + me + at_e)
+        return
     for k in range(begin + U(1), end):
         row = (U(ids[k]) - U(HAN)) * U(4)
         at_b, at_m, at_e, at_s = emit[row], emit[row + U(1)], emit[row + U(2)], emit[row + U(3)]

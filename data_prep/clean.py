@@ -5,13 +5,14 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from data_prep.cache import cached_arrays
 from data_prep.config import CleanConfig
 from data_prep.rewrite import simplified, unescape
 from data_prep.sentences import cut
@@ -40,6 +41,9 @@ REASONS = ("", "empty", "too_short", "short_units")
 
 Form = Literal["none", "NFC", "NFKC"]
 
+_FORMAT = "1"
+"""Of the cached tables; any change of what follows makes them stale."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -53,7 +57,7 @@ class Table:
     places: NDArray[np.uint16]
     others: Chars
 
-    @property
+    @cached_property
     def growth(self) -> int:
         """How many characters one may become."""
         return max(1, int(self.kinds.max()) - _MAPPED + 1)
@@ -81,6 +85,11 @@ def table(form: Form) -> Table:
     that may join the character before it, one that is moved (combining class), and one whose form holds such a
     one. Without odd characters the form of a text is that of its characters, one by one.
     """
+    key = f"{_FORMAT}-{unicodedata.unidata_version}-{form}"
+    return Table(**cached_arrays("characters", key, lambda: vars(_build(form))))
+
+
+def _build(form: Form) -> Table:
     kinds = _layout().copy()
     places = np.zeros(0x110000, np.uint16)
     others: list[int] = []
@@ -124,7 +133,10 @@ def _joining() -> frozenset[int]:
 @cache
 def _already_in_form() -> Table:
     """For text that has its form, and no invisible characters from before."""
-    return Table(_layout(), np.zeros(0x110000, np.uint16), np.zeros(1, np.uint32))
+    arrays = _layout(), np.zeros(0x110000, np.uint16), np.zeros(1, np.uint32)
+    for array in arrays:
+        array.setflags(write=False)  # as those from the cache are: the kernel is compiled for one type only
+    return Table(*arrays)
 
 
 def clean_texts(texts: list[str], config: CleanConfig) -> tuple[Stream, Counter[str]]:

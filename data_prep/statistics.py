@@ -29,6 +29,7 @@ TOP = 200
 LONGEST_PIECE = 32
 
 Ints = NDArray[np.int64]
+_EDGES = np.array(EDGES, np.int32)
 
 
 def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> dict[str, Any]:
@@ -44,8 +45,7 @@ def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> di
         ``unknown``: [text, count].
     """
     index = read_index(folder / "tokens.idx")
-    units = index.lengths.astype(np.int64)
-    ends = offsets_of(units)
+    ends = offsets_of(index.lengths)
     tokens = map_array(folder / "tokens.bin", dtype, (int(ends[-1]),))
     bits = map_array(folder / "words.bits", "u1", ((len(tokens) + 7) // 8,))
     path = folder / "sequences" / view
@@ -55,7 +55,7 @@ def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> di
     return {
         "lengths": {
             "documents": classes(np.diff(ends[index.documents])),
-            "units": classes(units),
+            "units": classes(index.lengths),
             "sequences": classes(np.diff(offsets_of(pieces[:, 1])[offsets])),
         },
         "words": words,
@@ -64,11 +64,13 @@ def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> di
     }
 
 
-def classes(lengths: Ints) -> list[int]:
+def classes(lengths: NDArray[np.integer]) -> list[int]:
     """How many lengths fall into each class of ``EDGES``, up to the last class that has any."""
-    place = np.searchsorted(np.array(EDGES), lengths, side="right") - 1
-    counts: list[int] = np.bincount(place, minlength=1).tolist() if len(lengths) else []
-    return counts
+    counts = np.zeros(len(EDGES), np.int64)
+    for begin in range(0, len(lengths), STRETCH):  # what numpy makes of them on the way is larger
+        place = np.searchsorted(_EDGES, lengths[begin : begin + STRETCH], side="right") - 1
+        counts += np.bincount(place, minlength=len(EDGES))
+    return np.trim_zeros(counts, "b").tolist()
 
 
 def most(counts: Counter[str]) -> list[tuple[str, int]]:

@@ -28,7 +28,7 @@ from data_prep.mapped import Arrays, Mapped, offsets_of
 from data_prep.masking import MaskRule, drawn, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
-from data_prep.shards import SPLITS, ShardWriter, SplitWriter, map_array, read_index, write_array
+from data_prep.shards import SPLITS, ShardWriter, SplitWriter, forget, map_array, read_index, write_array
 from data_prep.share import Allowance, copies, sampled
 from data_prep.similar import open_similar
 from data_prep.statistics import LONGEST_PIECE, count_tokens, note_unknown, statistics
@@ -278,6 +278,8 @@ def write_masks(
     counts = [np.zeros(0, np.int64)]
     with (folder / "positions.bin").open("wb") as positions, (folder / "ids.bin").open("wb") as ids:
         for begin in range(0, n, SEQUENCES):
+            if begin % (16 * SEQUENCES) == 0:
+                forget(shard.arrays[0].tokens)
             local = np.arange(begin, min(begin + SEQUENCES, n), dtype=np.int64)
             masks = drawn(shard, rule, seed, np.full(len(local), view), base | local.astype(np.uint64), local)
             positions.write(masks.positions.astype("<u2").tobytes())

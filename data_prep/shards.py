@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import resource
 import shutil
 import struct
@@ -295,6 +296,13 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         ) from None
 
 
+def forget(array: NDArray[Any]) -> None:
+    """Give back the memory of a map; what is touched again is read again, most often from the system's own memory."""
+    held = getattr(array, "_mmap", None)
+    if held is not None and hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
+
+
 def allow_open_files(count: int) -> None:
     """Let this process hold ``count`` maps beside its other files, as far as it may: each keeps a file open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -316,13 +324,18 @@ class Index:
 def read_index(path: Path) -> Index:
     """A Megatron ``.idx``."""
     head = struct.calcsize("<QBQQ")
-    data = path.read_bytes()
-    if data[: len(MAGIC)] != MAGIC:
-        raise DataError(f"{path} is not a token index. Run `distill data verify`.")
-    _, _, n, d = struct.unpack("<QBQQ", data[len(MAGIC) : len(MAGIC) + head])
-    at = len(MAGIC) + head
-    if len(data) != at + 12 * n + 8 * d:
-        raise DataError(f"{path} is cut short. Run `distill data verify`.")
-    lengths = np.frombuffer(data, "<i4", n, at)
-    documents = np.frombuffer(data, "<i8", d, at + 12 * n)
+    with path.open("rb") as file:
+        data = file.read(len(MAGIC) + head)
+        if data[: len(MAGIC)] != MAGIC:
+            raise DataError(f"{path} is not a token index. Run `distill data verify`.")
+        if len(data) < len(MAGIC) + head:
+            raise DataError(f"{path} is cut short. Run `distill data verify`.")
+        _, _, n, d = struct.unpack("<QBQQ", data[len(MAGIC) :])
+        if path.stat().st_size != len(data) + 12 * n + 8 * d:
+            raise DataError(f"{path} is cut short. Run `distill data verify`.")
+        lengths = np.fromfile(file, "<i4", n)
+        file.seek(8 * n, 1)  # the positions follow from the lengths
+        documents = np.fromfile(file, "<i8", d)
+    for array in (lengths, documents):
+        array.setflags(write=False)
     return Index(lengths, documents)

@@ -225,7 +225,7 @@ def copy_tokens(shards: Any, s: Any, start: Any, count: Any, ids: Any, at: Any) 
             target[j] = narrow[j]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def copy_sequence(shards: Any, s: Any, own: Any, marks: Any, ids: Any, at: Any) -> Any:
     """Write [CLS] tokens [SEP] (of pairs: with a [SEP] between) into ``ids`` from ``at`` on; returns where it ends."""
     offsets = i64(shards.addresses[s, OFFSETS], own + 2)
@@ -242,7 +242,7 @@ def copy_sequence(shards: Any, s: Any, own: Any, marks: Any, ids: Any, at: Any) 
     return at + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def pair_of(shards: Any, s: Any, own: Any, begin: Any, end: Any, kinds: Any) -> Any:
     """Write the token types of a pair; returns its label."""
     first = u16(shards.addresses[s, FIRSTS], own + 1)[own]
@@ -251,7 +251,7 @@ def pair_of(shards: Any, s: Any, own: Any, begin: Any, end: Any, kinds: Any) -> 
     return u8(shards.addresses[s, ORDER], own + 1)[own]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def unpack(bits: Any, start: Any, out: Any) -> None:
     """The continuation bits of one piece; a word never reaches over the border of two."""
     j, n = 0, len(out)

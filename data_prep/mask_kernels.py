@@ -32,7 +32,7 @@ _ORDER, _KIND, _TOKEN, _NGRAM, _SIMILAR = (np.uint64(purpose) for purpose in ran
 # ---------------------------------------------------------------- words
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) -> Any:
     """Fill ``borders``, ``free`` and ``firsts`` of a sequence, and clear ``taken``; returns its tokens."""
     borders, firsts = scratch.borders, scratch.firsts
@@ -98,7 +98,7 @@ def _row(first: Any, gap: Any, t: Any) -> Any:
     return first + t + (t >= gap)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _without_specials(ids: Any, specials: Any, t: Any, n: Any, scratch: Any) -> Any:
     """Free no word that holds a special token among the ``n`` from ``t`` on, which ``ids`` are; returns the tokens of
     those words."""
@@ -125,7 +125,7 @@ def _without_specials(ids: Any, specials: Any, t: Any, n: Any, scratch: Any) -> 
 # ---------------------------------------------------------------- selection
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _draw_keys(base: Any, length: Any, scratch: Any) -> None:
     """A key for each token, of which words use their first one's: all of them at once are vector instructions."""
     keys = scratch.keys[:length]
@@ -143,7 +143,7 @@ def _weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: A
     scratch.keys[:length] = scores.view(np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
     """Put the free words with low <= key < high and at most ``most`` tokens into ``places`` and ``sizes``; returns how
     many they are."""
@@ -170,7 +170,7 @@ def _take(taken: Any, t: Any, size: Any) -> None:
         size -= n
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _take_certain(top: Any, count: Any, left: Any, scratch: Any) -> Any:
     """Take the smallest keys, as many as fit all together, in whatever order, and leave those of the other candidates
     that may fit; returns (how many these are, what is left of the budget)."""
@@ -194,7 +194,7 @@ def _take_certain(top: Any, count: Any, left: Any, scratch: Any) -> Any:
     return rest, left
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _sift(keys: Any, heap: Any, place: Any, count: Any) -> None:
     """Let the place ``heap[place]`` sink until no key below it is smaller."""
     t = heap[place]
@@ -208,7 +208,7 @@ def _sift(keys: Any, heap: Any, place: Any, count: Any) -> None:
     heap[place] = t
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _take_in_order(rule: Any, base: Any, count: Any, left: Any, scratch: Any) -> Any:
     """Visit candidates, smallest key first, and take those that fit; returns what is left of the budget."""
     heap, taken = scratch.places, scratch.taken
@@ -245,7 +245,7 @@ def _take_after(t: Any, size: Any, left: Any, rule: Any, base: Any, scratch: Any
     return left
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
     """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
     words = 0
@@ -257,12 +257,15 @@ def _select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scrat
         share = (needed + 2 * np.sqrt(needed) + 2) / words
         if share < 0.9:
             top = np.uint64(share * 18446744073709551616.0)
-    left, count = budget, _candidates(np.uint64(0), top, budget, length, scratch)
-    if len(rule.ngrams) == 0:
-        count, left = _take_certain(top, count, left, scratch)
-    left = _take_in_order(rule, base, count, left, scratch)
-    if left > 0 and top != ALL:
-        left = _take_in_order(rule, base, _candidates(top, ALL, left, length, scratch), left, scratch)
+    low, left = np.uint64(0), budget
+    while True:
+        count = _candidates(low, top, left, length, scratch)
+        if low == 0 and len(rule.ngrams) == 0:
+            count, left = _take_certain(top, count, left, scratch)
+        left = _take_in_order(rule, base, count, left, scratch)
+        if left == 0 or top == ALL:
+            break
+        low, top = top, ALL
     if left == budget and words > 1:
         count, best = _candidates(np.uint64(0), ALL, rule.most, length, scratch), 0
         for k in range(1, count):
@@ -303,7 +306,7 @@ def find_word(rule: Any, ids: Any, begin: Any, count: Any) -> Any:
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _random(rule: Any, base: Any, t: Any) -> Any:
     """Uniform in the vocabulary without the special tokens."""
     drawn = np.int64(hashed(base, _TOKEN, t) % np.uint64(rule.vocab_size - len(rule.specials)))
@@ -329,7 +332,7 @@ def _similar(rule: Any, base: Any, ids: Any, row: Any, t: Any, size: Any) -> Any
     return rule.starts[rule.near[word, hashed(base, _SIMILAR, t) % np.uint64(choices)]]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _another(rule: Any, base: Any, ids: Any, row: Any, start: Any, t: Any, similar: Any, scratch: Any) -> Any:
     """What stands instead of token ``t``, at ``row`` of the stream, of the word that begins at ``start``: a similar
     word's, or a random one."""
@@ -340,7 +343,7 @@ def _another(rule: Any, base: Any, ids: Any, row: Any, start: Any, t: Any, simil
     return _random(rule, base, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _places(by_word: Any, length: Any, scratch: Any) -> Any:
     """Put the taken tokens into ``places``, the first ones of their words into ``sizes``; returns how many."""
     count, start = 0, 0
@@ -355,7 +358,7 @@ def _places(by_word: Any, length: Any, scratch: Any) -> Any:
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out: Any, m: Any) -> Any:
     """Write rows, labels and new ids of the taken tokens; returns where they end, or -1: no room."""
     count = _places(rule.by_word, length, scratch)
@@ -389,7 +392,7 @@ def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scr
 # ---------------------------------------------------------------- sequences
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _draw_one(
     shards: Any, rule: Any, base: Any, s: Any, own: Any, ids: Any, begin: Any, scratch: Any, out: Any, m: Any
 ) -> Any:

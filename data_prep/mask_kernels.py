@@ -13,6 +13,7 @@ from data_prep.mapped import (
     FIRSTS,
     OFFSETS,
     PIECES,
+    TOKENS,
     Marks,
     bare,
     bare_shards,
@@ -22,9 +23,10 @@ from data_prep.mapped import (
     pair_of,
     u8,
     u16,
+    u32,
     u64,
 )
-from data_prep.mask_tables import ALL, BUCKETS, ONE, bare_rule, is_set, ones, scratch_of, trailing_zeros
+from data_prep.mask_tables import ALL, ONE, bare_rule, is_set, ones, scratch_of, trailing_zeros
 
 _ORDER, _KIND, _TOKEN, _NGRAM, _SIMILAR = (np.uint64(purpose) for purpose in range(1, 6))
 
@@ -93,22 +95,33 @@ def _size(borders: Any, t: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _start(borders: Any, t: Any) -> Any:
+    """Where the word of token ``t`` begins."""
+    while not is_set(borders, t):
+        t -= 1
+    return t
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _row(first: Any, gap: Any, t: Any) -> Any:
     """Where token ``t`` of the sequence stands in the stream."""
     return first + t + (t >= gap)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _without_specials(ids: Any, specials: Any, t: Any, n: Any, scratch: Any) -> Any:
-    """Free no word that holds a special token among the ``n`` from ``t`` on, which ``ids`` are; returns the tokens of
+def _torn(tokens: Any, specials: Any, t: Any, scratch: Any) -> Any:
+    """Free no word that holds a special token among ``tokens``, a piece that begins at ``t``; returns the tokens of
     those words."""
     torn, last = 0, np.int64(-1)
-    for begin in range(0, n, 64):
-        here, hits = ids[begin : min(begin + 64, n)], np.uint64(0)
+    for begin in range(0, len(tokens), 64):
+        here, some, hits = tokens[begin : min(begin + 64, len(tokens))], False, np.uint64(0)
         for k in range(len(specials)):
-            special = specials[k]
+            special = tokens.dtype.type(specials[k])
             for j in range(len(here)):
-                hits |= np.uint64(here[j] == special) << np.uint64(j)
+                some |= here[j] == special
+        for k in range(len(specials) if some else 0):
+            for j in range(len(here)):
+                hits |= np.uint64(here[j] == specials[k]) << np.uint64(j)
         while hits != 0:
             place = t + begin + trailing_zeros(hits)
             hits &= hits - ONE
@@ -119,6 +132,22 @@ def _without_specials(ids: Any, specials: Any, t: Any, n: Any, scratch: Any) -> 
                 scratch.free[word >> 6] &= ~(ONE << np.uint64(word & 63))
                 torn += _size(scratch.borders, word)
             last = place
+    return torn
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _without_specials(shards: Any, specials: Any, s: Any, own: Any, scratch: Any) -> Any:
+    """Free no word that holds a special token; returns the tokens of those words."""
+    offsets = i64(shards.addresses[s, OFFSETS], own + 2)
+    pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
+    t, torn, address = 0, 0, shards.addresses[s, TOKENS]
+    for p in range(offsets[own], offsets[own + 1]):
+        start, count = pieces[2 * p], pieces[2 * p + 1]
+        if shards.wide:
+            torn += _torn(u32(address + np.uint64(4 * start), count), specials, t, scratch)
+        else:
+            torn += _torn(u16(address + np.uint64(2 * start), count), specials, t, scratch)
+        t += count
     return torn
 
 
@@ -144,15 +173,21 @@ def _weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: A
 
 
 @njit(cache=True, nogil=True, forceinline=True)
+def _between(low: Any, high: Any, block: Any, length: Any, scratch: Any) -> Any:
+    """The free words of a block of 64 tokens with low <= key < high, a bit each."""
+    keys, width, bits = scratch.keys[block << 6 : min((block + 1) << 6, length)], high - low, np.uint64(0)
+    for j in range(len(keys)):
+        bits |= np.uint64(keys[j] - low < width) << np.uint64(j)
+    return bits & scratch.free[block]
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
     """Put the free words with low <= key < high and at most ``most`` tokens into ``places`` and ``sizes``; returns how
     many they are."""
     places, sizes, count = scratch.places, scratch.sizes, 0
     for block in range((length + 63) >> 6):
-        keys, bits = scratch.keys[block << 6 : min((block + 1) << 6, length)], np.uint64(0)
-        for j in range(len(keys)):
-            bits |= np.uint64((keys[j] >= low) & (keys[j] < high)) << np.uint64(j)
-        bits &= scratch.free[block] & ~scratch.taken[block]
+        bits = _between(low, high, block, length, scratch) & ~scratch.taken[block]
         while bits != 0:
             t = (block << 6) + trailing_zeros(bits)
             bits &= bits - ONE
@@ -171,27 +206,26 @@ def _take(taken: Any, t: Any, size: Any) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _take_certain(top: Any, count: Any, left: Any, scratch: Any) -> Any:
-    """Take the smallest keys, as many as fit all together, in whatever order, and leave those of the other candidates
-    that may fit; returns (how many these are, what is left of the budget)."""
-    keys, places, sizes, sums = scratch.keys, scratch.places, scratch.sizes, scratch.more
-    sums[:BUCKETS] = 0
-    scale = np.uint64(BUCKETS << 32) // ((top >> np.uint64(32)) + ONE)
-    for k in range(count):
-        sums[np.int64(((keys[places[k]] >> np.uint64(32)) * scale) >> np.uint64(32))] += sizes[k]
-    cut = np.int64(0)
-    while cut < BUCKETS and sums[cut] <= left:
-        left -= sums[cut]
-        cut += 1
-    rest = 0
-    for k in range(count):
-        t, size = places[k], sizes[k]
-        if np.int64(((keys[t] >> np.uint64(32)) * scale) >> np.uint64(32)) < cut:
-            _take(scratch.taken, t, size)
-        else:
-            places[rest], sizes[rest] = t, size
-            rest += size <= left
-    return rest, left
+def _take_all(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
+    """Take the free words with low <= key < high, if they all fit together; returns their tokens.
+
+    Added to the continuation bits, the bit behind the first token of a word runs through the word as a carry.
+    """
+    blocks, tokens = (length + 63) >> 6, 0
+    new, carry, behind = scratch.more, np.uint64(0), np.uint64(0)
+    for block in range(blocks):
+        first, inner = _between(low, high, block, length, scratch), ~scratch.borders[block]
+        second = (first << ONE) | behind
+        half = inner + second
+        summed = half + carry
+        carry = np.uint64((half < inner) | (summed < half))
+        behind = first >> np.uint64(63)
+        new[block] = first | ((summed ^ inner) & inner)
+        tokens += ones(new[block])
+    if tokens <= left:
+        for block in range(blocks):
+            scratch.taken[block] |= new[block]
+    return tokens
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -245,28 +279,35 @@ def _take_after(t: Any, size: Any, left: Any, rule: Any, base: Any, scratch: Any
     return left
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _up(key: Any, distance: Any) -> Any:
+    """``key`` and a distance that is not negative, at most the largest uint64."""
+    return key + np.uint64(distance) if float(key) + distance < 18446744073709547520.0 else ALL
+
+
 @njit(cache=True, nogil=True, forceinline=True)
 def _select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
     """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
-    words = 0
-    for block in range((length + 63) >> 6):
-        words += ones(scratch.free[block])
-    top = ALL
-    if len(rule.weights) == 0:
-        needed = budget * words / maskable
-        share = (needed + 2 * np.sqrt(needed) + 2) / words
-        if share < 0.9:
-            top = np.uint64(share * 18446744073709551616.0)
-    low, left = np.uint64(0), budget
-    while True:
-        count = _candidates(low, top, left, length, scratch)
-        if low == 0 and len(rule.ngrams) == 0:
-            count, left = _take_certain(top, count, left, scratch)
-        left = _take_in_order(rule, base, count, left, scratch)
-        if left == 0 or top == ALL:
+    low, top, left = np.uint64(0), ALL, budget
+    by_key = len(rule.weights) == 0  # and keys are uniform: this many of them hold one token
+    step = 18446744073709551616.0 / maskable
+    while by_key and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
+        top = _up(low, (left - 1.5 * np.sqrt(left)) * step)
+        tokens = _take_all(low, top, left, length, scratch)
+        if tokens > left:
+            break
+        low, top, left = top, ALL, left - tokens
+    if by_key and top == ALL:
+        top = _up(low, (left + 3 * np.sqrt(left) + 4) * step)
+    while left > 0:
+        left = _take_in_order(rule, base, _candidates(low, top, left, length, scratch), left, scratch)
+        if top == ALL:
             break
         low, top = top, ALL
-    if left == budget and words > 1:
+    words = 0
+    for block in range((length + 63) >> 6 if left == budget else 0):
+        words += ones(scratch.free[block])
+    if words > 1:
         count, best = _candidates(np.uint64(0), ALL, rule.most, length, scratch), 0
         for k in range(1, count):
             shorter = scratch.sizes[k] - scratch.sizes[best]
@@ -333,27 +374,25 @@ def _similar(rule: Any, base: Any, ids: Any, row: Any, t: Any, size: Any) -> Any
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _another(rule: Any, base: Any, ids: Any, row: Any, start: Any, t: Any, similar: Any, scratch: Any) -> Any:
-    """What stands instead of token ``t``, at ``row`` of the stream, of the word that begins at ``start``: a similar
-    word's, or a random one."""
-    if similar:
-        twin = _similar(rule, base, ids, row - (t - start), start, _size(scratch.borders, start))
+def _another(rule: Any, base: Any, ids: Any, row: Any, t: Any, similar: Any, borders: Any) -> Any:
+    """What stands instead of token ``t``, at ``row`` of the stream: that of a similar word, or a random one."""
+    if similar and len(rule.slots) > 0:
+        start = _start(borders, t)
+        twin = _similar(rule, base, ids, row - (t - start), start, _size(borders, start))
         if twin >= 0:
             return rule.ids[twin + t - start]
     return _random(rule, base, t)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _places(by_word: Any, length: Any, scratch: Any) -> Any:
-    """Put the taken tokens into ``places``, the first ones of their words into ``sizes``; returns how many."""
-    count, start = 0, 0
+def _places(taken: Any, length: Any, places: Any) -> Any:
+    """Fill ``places`` with the taken tokens; returns how many."""
+    count = 0
     for block in range((length + 63) >> 6):
-        bits = scratch.taken[block]
+        bits = taken[block]
         while bits != 0:
-            t = (block << 6) + trailing_zeros(bits)
+            places[count] = (block << 6) + trailing_zeros(bits)
             bits &= bits - ONE
-            start = t if is_set(scratch.borders, t) else start
-            scratch.places[count], scratch.sizes[count] = t, start
             count += 1
     return count
 
@@ -361,31 +400,28 @@ def _places(by_word: Any, length: Any, scratch: Any) -> Any:
 @njit(cache=True, nogil=True, forceinline=True)
 def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out: Any, m: Any) -> Any:
     """Write rows, labels and new ids of the taken tokens; returns where they end, or -1: no room."""
-    count = _places(rule.by_word, length, scratch)
+    count = _places(scratch.taken, length, scratch.places)
     if m + count > len(out[0]):
         return -1
     mask_id, masked, similar, other = rule.mask_id, rule.bounds[0], rule.bounds[1], rule.bounds[2]
     rows, labels, after = out[0][m : m + count], out[1][m : m + count], out[2][m : m + count]
-    places, starts, kinds = scratch.places[:count], scratch.sizes[:count], scratch.scores[:count]
-    if rule.by_word:
-        for k in range(count):
-            kinds[k] = unit(hashed(base, _KIND, starts[k]))
-    else:
-        for k in range(count):
-            kinds[k] = unit(hashed(base, _KIND, places[k]))
-    for k in range(count):
+    places, drawn, kinds, changed = scratch.places[:count], scratch.sizes[:count], scratch.scores[:count], scratch.more
+    for k in range(count):  # where what becomes of a token is drawn
+        drawn[k] = _start(scratch.borders, places[k]) if rule.by_word else places[k]
+    for k in range(len(kinds)):
+        kinds[k] = unit(hashed(base, _KIND, drawn[k]))
+    for k in range(len(rows)):
         row = _row(first, gap, places[k])
         label = ids[row]
         rows[k], labels[k] = row, label
         after[k] = mask_id if kinds[k] < masked else label
-    changed = scratch.more
     changes = 0
     for k in range(count):
         changed[changes] = k
         changes += (kinds[k] >= masked) & (kinds[k] < other)
     for c in range(changes):
         k = changed[c]
-        after[k] = _another(rule, base, ids, rows[k], starts[k], places[k], kinds[k] >= similar, scratch)
+        after[k] = _another(rule, base, ids, rows[k], places[k], kinds[k] >= similar, scratch.borders)
     return m + count
 
 
@@ -402,10 +438,7 @@ def _draw_one(
     length = _borders(shards, rule.whole_words, s, own, scratch)
     gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
     first = begin + 1
-    maskable = length - _without_specials(ids[first : first + gap], rule.specials, 0, gap, scratch)
-    if gap < length:
-        second = ids[first + gap + 1 : first + length + 1]
-        maskable -= _without_specials(second, rule.specials, gap, length - gap, scratch)
+    maskable = length - _without_specials(shards, rule.specials, s, own, scratch)
     if maskable == 0:
         return m
     _draw_keys(base, length, scratch)

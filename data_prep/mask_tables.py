@@ -15,8 +15,6 @@ from data_prep.mapped import bare, f64, i32, i64, u64
 Ints = NDArray[np.int64]
 ONE = np.uint64(1)
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-BUCKETS = 64
-"""Of keys, where words are chosen."""
 
 
 class Rule(NamedTuple):
@@ -63,7 +61,7 @@ LANES = len(Scratch._fields)
 
 def room_for(longest: int) -> Ints:
     """Memory for :func:`scratch_of`, for sequences of up to ``longest`` tokens."""
-    return np.empty(LANES * max(longest + 2, BUCKETS), np.int64)
+    return np.empty(LANES * (longest + 2), np.int64)
 
 
 @njit(cache=True, nogil=True, inline="always")

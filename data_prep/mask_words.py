@@ -1,0 +1,304 @@
+"""The kernels behind masking.py that choose: where words lie, and which of them are taken.
+
+They work on a bit for each token, 64 at a time. Stages are inlined (``forceinline``), as handing over a rule and
+the scratch arrays takes longer than a stage does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from data_prep.hashing import hashed, unit
+from data_prep.mapped import BITS, OFFSETS, PIECES, TOKENS, i64, u8, u16, u32, u64
+from data_prep.mask_tables import ALL, ONE, is_set, ones, trailing_zeros
+
+_ORDER, _NGRAM = np.uint64(1), np.uint64(4)
+
+
+# ---------------------------------------------------------------- words
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def find_borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) -> Any:
+    """Fill ``borders``, ``free`` and ``firsts`` of a sequence, and clear ``taken``; returns its tokens."""
+    borders, firsts = scratch.borders, scratch.firsts
+    offsets = i64(shards.addresses[s, OFFSETS], own + 2)
+    pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
+    length = 0
+    for p in range(offsets[own], offsets[own + 1]):
+        length += pieces[2 * p + 1]
+    blocks, size = (length >> 6) + 2, (shards.sizes[s, 0] + 7) >> 3
+    borders[:blocks] = 0
+    firsts[:blocks] = 0
+    scratch.taken[:blocks] = 0
+    t = 0
+    for p in range(offsets[own], offsets[own + 1]):
+        start, count = pieces[2 * p], pieces[2 * p + 1]
+        for j in range(0, count, 56):
+            n = np.uint64(min(56, count - j))
+            found = (ONE << n) - ONE
+            if whole_words:
+                found &= ~_bits(shards.addresses[s, BITS], start + j, size)
+            block, shift = (t + j) >> 6, np.uint64((t + j) & 63)
+            borders[block] |= found << shift
+            borders[block + 1] |= found >> (np.uint64(63) - shift) >> ONE
+        if count > 0:  # a word never reaches over the border of two pieces
+            borders[t >> 6] |= ONE << np.uint64(t & 63)
+            firsts[t >> 6] |= ONE << np.uint64(t & 63)
+        t += count
+    for block in range(blocks):
+        scratch.free[block] = borders[block]
+    borders[length >> 6] |= ONE << np.uint64(length & 63)
+    return length
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bits(address: Any, start: Any, size: Any) -> Any:
+    """57 bits or more of a file of ``size`` bytes from bit ``start`` on, as the lowest ones of a uint64."""
+    first = start >> 3
+    if first + 8 <= size:
+        found = u64(address + np.uint64(first), 1)[0]
+    else:
+        found, content = np.uint64(0), u8(address, size)
+        for b in range(first, size):
+            found |= np.uint64(content[b]) << np.uint64(8 * (b - first))
+    return found >> np.uint64(start & 7)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def size_of(borders: Any, t: Any) -> Any:
+    """Tokens of the word that begins at ``t``."""
+    block = (t + 1) >> 6
+    bits = borders[block] >> np.uint64((t + 1) & 63)
+    if bits != 0:
+        return trailing_zeros(bits) + 1
+    block += 1
+    while borders[block] == 0:
+        block += 1
+    return (block << 6) + trailing_zeros(borders[block]) - t
+
+
+@njit(cache=True, nogil=True, inline="always")
+def start_of(borders: Any, t: Any) -> Any:
+    """Where the word of token ``t`` begins."""
+    while not is_set(borders, t):
+        t -= 1
+    return t
+
+
+@njit(cache=True, nogil=True, inline="always")
+def row_of(first: Any, gap: Any, t: Any) -> Any:
+    """Where token ``t`` of the sequence stands in the stream."""
+    return first + t + (t >= gap)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _torn(tokens: Any, specials: Any, t: Any, scratch: Any) -> Any:
+    """Free no word that holds a special token among ``tokens``, a piece that begins at ``t``; returns the tokens of
+    those words."""
+    torn, last = 0, np.int64(-1)
+    for begin in range(0, len(tokens), 64):
+        here, some, hits = tokens[begin : min(begin + 64, len(tokens))], False, np.uint64(0)
+        for k in range(len(specials)):
+            special = tokens.dtype.type(specials[k])
+            for j in range(len(here)):
+                some |= here[j] == special
+        for k in range(len(specials) if some else 0):
+            for j in range(len(here)):
+                hits |= np.uint64(here[j] == specials[k]) << np.uint64(j)
+        while hits != 0:
+            place = t + begin + trailing_zeros(hits)
+            hits &= hits - ONE
+            word = place
+            while word > last and not is_set(scratch.borders, word):
+                word -= 1
+            if word > last:  # else the special token before it stands in the same word
+                scratch.free[word >> 6] &= ~(ONE << np.uint64(word & 63))
+                torn += size_of(scratch.borders, word)
+            last = place
+    return torn
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def without_specials(shards: Any, specials: Any, s: Any, own: Any, scratch: Any) -> Any:
+    """Free no word that holds a special token; returns the tokens of those words."""
+    offsets = i64(shards.addresses[s, OFFSETS], own + 2)
+    pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
+    t, torn, address = 0, 0, shards.addresses[s, TOKENS]
+    for p in range(offsets[own], offsets[own + 1]):
+        start, count = pieces[2 * p], pieces[2 * p + 1]
+        if shards.wide:
+            torn += _torn(u32(address + np.uint64(4 * start), count), specials, t, scratch)
+        else:
+            torn += _torn(u16(address + np.uint64(2 * start), count), specials, t, scratch)
+        t += count
+    return torn
+
+
+# ---------------------------------------------------------------- selection
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def draw_keys(base: Any, length: Any, scratch: Any) -> None:
+    """A key for each token, of which words use their first one's: all of them at once are vector instructions."""
+    keys = scratch.keys[:length]
+    for t in range(len(keys)):
+        keys[t] = hashed(base, _ORDER, t)
+
+
+@njit(cache=True, nogil=True)
+def weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: Any) -> None:
+    """Turn the keys into the bits of -log(u) / weight, u in (0, 1): positive floats ascend as their bits do."""
+    scores = scratch.scores[:length]
+    for t in range(length):
+        u = unit(scratch.keys[t]) + 0.5 / 9007199254740992.0
+        scores[t] = -np.log(u) / weights[ids[row_of(first, gap, t)]]
+    scratch.keys[:length] = scores.view(np.uint64)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _between(low: Any, high: Any, block: Any, length: Any, scratch: Any) -> Any:
+    """The free words of a block of 64 tokens with low <= key < high, a bit each."""
+    keys, width, bits = scratch.keys[block << 6 : min((block + 1) << 6, length)], high - low, np.uint64(0)
+    for j in range(len(keys)):
+        bits |= np.uint64(keys[j] - low < width) << np.uint64(j)
+    return bits & scratch.free[block]
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
+    """Put the free words with low <= key < high and at most ``most`` tokens into ``places`` and ``sizes``; returns how
+    many they are."""
+    places, sizes, count = scratch.places, scratch.sizes, 0
+    for block in range((length + 63) >> 6):
+        bits = _between(low, high, block, length, scratch) & ~scratch.taken[block]
+        while bits != 0:
+            t = (block << 6) + trailing_zeros(bits)
+            bits &= bits - ONE
+            places[count], sizes[count] = t, size_of(scratch.borders, t)
+            count += sizes[count] <= most
+    return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _take(taken: Any, t: Any, size: Any) -> None:
+    while size > 0:
+        n = min(size, 64 - (t & 63))
+        taken[t >> 6] |= (ALL >> np.uint64(64 - n)) << np.uint64(t & 63)
+        t += n
+        size -= n
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _take_all(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
+    """Take the free words with low <= key < high, if they all fit together; returns their tokens.
+
+    Added to the continuation bits, the bit behind the first token of a word runs through the word as a carry.
+    """
+    blocks, tokens = (length + 63) >> 6, 0
+    new, carry, behind = scratch.more, np.uint64(0), np.uint64(0)
+    for block in range(blocks):
+        first, inner = _between(low, high, block, length, scratch), ~scratch.borders[block]
+        second = (first << ONE) | behind
+        half = inner + second
+        summed = half + carry
+        carry = np.uint64((half < inner) | (summed < half))
+        behind = first >> np.uint64(63)
+        new[block] = first | ((summed ^ inner) & inner)
+        tokens += ones(new[block])
+    if tokens <= left:
+        for block in range(blocks):
+            scratch.taken[block] |= new[block]
+    return tokens
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _sift(keys: Any, heap: Any, place: Any, count: Any) -> None:
+    """Let the place ``heap[place]`` sink until no key below it is smaller."""
+    t = heap[place]
+    while 2 * place + 1 < count:
+        child = 2 * place + 1
+        child += child + 1 < count and keys[heap[child + 1]] < keys[heap[child]]
+        if keys[t] <= keys[heap[child]]:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = t
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _take_in_order(rule: Any, base: Any, count: Any, left: Any, scratch: Any) -> Any:
+    """Visit candidates, smallest key first, and take those that fit; returns what is left of the budget."""
+    heap, taken = scratch.places, scratch.taken
+    for place in range((count >> 1) - 1, -1, -1):
+        _sift(scratch.keys, heap, place, count)
+    while count > 0 and left > 0:
+        t = heap[0]
+        count -= 1
+        heap[0] = heap[count]
+        _sift(scratch.keys, heap, 0, count)
+        size = size_of(scratch.borders, t)
+        if size <= left and not is_set(taken, t):
+            _take(taken, t, size)
+            left -= size
+            if len(rule.ngrams) > 0:
+                left = _take_after(t, size, left, rule, base, scratch)
+    return left
+
+
+@njit(cache=True, nogil=True)
+def _take_after(t: Any, size: Any, left: Any, rule: Any, base: Any, scratch: Any) -> Any:
+    """After the word at ``t`` take as many as its n-gram has, are there and fit; returns what is left."""
+    drawn, n = unit(hashed(base, _NGRAM, t)), 0
+    while n < len(rule.ngrams) - 1 and drawn >= rule.ngrams[n]:
+        n += 1
+        t += size
+        if not is_set(scratch.free, t) or is_set(scratch.firsts, t) or is_set(scratch.taken, t):
+            break
+        size = size_of(scratch.borders, t)
+        if size > left:
+            break
+        _take(scratch.taken, t, size)
+        left -= size
+    return left
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _up(key: Any, distance: Any) -> Any:
+    """``key`` and a distance that is not negative, at most the largest uint64."""
+    return key + np.uint64(distance) if float(key) + distance < 18446744073709547520.0 else ALL
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
+    """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
+    low, top, left = np.uint64(0), ALL, budget
+    by_key = len(rule.weights) == 0  # and keys are uniform: this many of them hold one token
+    step = 18446744073709551616.0 / maskable
+    while by_key and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
+        top = _up(low, (left - 1.5 * np.sqrt(left)) * step)
+        tokens = _take_all(low, top, left, length, scratch)
+        if tokens > left:
+            break
+        low, top, left = top, ALL, left - tokens
+    if by_key and top == ALL:
+        top = _up(low, (left + 3 * np.sqrt(left) + 4) * step)
+    while left > 0:
+        left = _take_in_order(rule, base, _candidates(low, top, left, length, scratch), left, scratch)
+        if top == ALL:
+            break
+        low, top = top, ALL
+    words = 0
+    for block in range((length + 63) >> 6 if left == budget else 0):
+        words += ones(scratch.free[block])
+    if words > 1:
+        count, best = _candidates(np.uint64(0), ALL, rule.most, length, scratch), 0
+        for k in range(1, count):
+            shorter = scratch.sizes[k] - scratch.sizes[best]
+            if shorter < 0 or (shorter == 0 and scratch.keys[scratch.places[k]] < scratch.keys[scratch.places[best]]):
+                best = k
+        if count > 0:
+            _take(scratch.taken, scratch.places[best], scratch.sizes[best])

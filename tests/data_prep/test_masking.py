@@ -95,6 +95,23 @@ def test_equals_the_slow_reference(batch: list[Sequence], view: int, seed: int) 
         assert of_sequence(masks, i) == reference(sequence, ids[i], view, seed, RULE)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.15, 0.6, 0.97])
+@pytest.mark.parametrize("longest", [1, 4, 200])
+def test_long_sequences_equal_the_slow_reference(rate: float, longest: int) -> None:
+    """Many times the 64 tokens that kernels look at together, with words over their borders, and special tokens."""
+    rng = np.random.default_rng([longest, int(100 * rate)])
+    batch: list[Sequence] = []
+    for length in (63, 64, 65, 127, 128, 129, 510, *rng.integers(1, 900, 40).tolist()):
+        sizes = rng.integers(1, longest + 1, length)
+        bits = [bit for size in sizes.tolist() for bit in [False] + [True] * (size - 1)][:length]
+        tokens = np.where(rng.random(length) < 0.01, 1, rng.integers(5, 300, length))
+        batch.append(list(zip(tokens.tolist(), bits, strict=True)))
+    rule = replace(RULE, rate=rate)
+    masks = masks_of(batch, list(range(len(batch))), 1, 11, rule)
+    for i, sequence in enumerate(batch):
+        assert of_sequence(masks, i) == reference(sequence, i, 1, 11, rule)
+
+
 # ------------------------------------------------------------ laws
 
 

@@ -148,6 +148,22 @@ def test_equals_the_slow_masker(batch: list[list[Piece]], rule: MaskRule, view: 
         assert of_sequence(masks, i) == reference(sequence, numbers[i], view, seed, rule)
 
 
+@pytest.mark.parametrize("by_word", [False, True])
+def test_long_sequences_equal_the_slow_masker(by_word: bool) -> None:
+    rng = np.random.default_rng(3)
+    batch: list[list[Piece]] = []
+    for _ in range(30):
+        sizes = rng.integers(1, 200, rng.integers(1, 6)).tolist()
+        batch.append(
+            [list(zip(rng.integers(0, 30, n).tolist(), (rng.random(n) < 0.4).tolist(), strict=True)) for n in sizes]
+        )
+    for rate in (0.15, 0.8):
+        rule = replace(RULE, rate=rate, by_word=by_word, similar=0.4, words=table())
+        masks = masks_of(batch, list(range(len(batch))), rule)
+        for i, sequence in enumerate(batch):
+            assert of_sequence(masks, i) == reference(sequence, i, 0, 7, rule)
+
+
 @given(sequences, st.integers(0, 2**63))
 @settings(max_examples=50, deadline=None)
 def test_words_are_whole_and_the_budget_is_kept(batch: list[list[Piece]], seed: int) -> None:

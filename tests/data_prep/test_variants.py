@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from data_prep.config import SequenceConfig
-from data_prep.variants import VARIANTS, Sequences, Units, documents, lines, merged, packed, shuffled
+from data_prep.variants import VARIANTS, Sequences, Units, _sorted, documents, lines, merged, packed, shuffled
 from tests.data_prep.hashes import GOLDEN, MASK64, hashed, mix, share
 
 corpora = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), max_size=8)
@@ -179,6 +179,14 @@ def test_shuffled_is_a_uniform_permutation_of_its_own_in_each_shard() -> None:
     assert not np.array_equal(shuffled(other, config_of("shuffled", 30)).pieces[:, 0] // 3, order)
     fixed = np.mean(order == np.arange(2000))
     assert fixed < 0.005
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 1000, 70_000])
+def test_units_are_shuffled_by_their_ranks(n: int) -> None:
+    """The order is part of the format: that of a stable sort, whatever the numbers."""
+    ranks = np.random.default_rng(n).integers(0, 1 << 64, n, np.uint64)
+    ranks[n // 2 : n // 2 + 20] = ranks[: len(ranks[n // 2 : n // 2 + 20])]
+    assert np.array_equal(_sorted(ranks), np.argsort(ranks, kind="stable"))
 
 
 def test_unknown_kind_is_named() -> None:

@@ -234,9 +234,9 @@ def _sorted(ranks: Any) -> Any:
     for bucket in range(1 << bits):
         heads[bucket + 1] += heads[bucket]
     for i in range(n):
-        place = np.int64(ranks[i] >> shift)
-        order[heads[place]] = i
-        heads[place] += 1
+        own = np.int64(ranks[i] >> shift)
+        order[heads[own]] = i
+        heads[own] += 1
     for k in range(1, n):
         i, j = order[k], k
         while j > 0 and ranks[order[j - 1]] > ranks[i]:

@@ -18,7 +18,6 @@ from data_prep.corpus import Corpus
 from data_prep.documents import Counts
 from data_prep.drops import duplicate_facts
 from data_prep.plan import Job, writing
-from data_prep.report import write_report
 from data_prep.shards import file_hash, map_array, read_manifest, shard_trouble, write_manifest
 from data_prep.share import by_source
 from data_prep.similar import FOLDER as SIMILAR
@@ -45,6 +44,8 @@ def write_corpus(job: Job) -> None:
         write_bytes(folder / "unigram.bin", unigram.astype("<i8").tobytes())
         manifest = describe(job, shards, counts, splits)
         if job.config.sources:
+            from data_prep.report import write_report  # matplotlib is large, and workers make no reports
+
             write_report(Corpus(folder, manifest), job.tokenizer, [shard for _, shard in shards])
         sweep(folder)
         sweep(folder / "shards", everything=True)

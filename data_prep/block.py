@@ -123,7 +123,7 @@ def opened(config: DataConfig, folder: Path) -> tuple[Tokenizer, Segmenter]:
     return _opened(folder, state, config.tokenizer.model_dump_json(), config.segment.model_dump_json())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _opened(folder: Path, state: object, tokenizer: str, segment: str) -> tuple[Tokenizer, Segmenter]:
     del state  # only makes a changed folder another one
     rule = TokenizerConfig.model_validate_json(tokenizer)

@@ -1,7 +1,7 @@
 """The bars of preparation in one table: python -m benchmarks.prep VOCABULARY FILES...
 
 Each part is a file beside this one, with ``run(texts)`` or ``run(texts, vocabulary)``; a part that fails is named, and
-the others go on. No part begins after ``BENCH_SECONDS`` (default 1500).
+the others go on. No part begins after ``BENCH_SECONDS`` (default 600).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from benchmarks.prep.timing import show, texts_of
 
 PARTS = ("end_to_end", "readers", "segment", "tokenize", "reads", "dedup", "processes")
-MEGABYTES = 12
+MEGABYTES = 20
 
 
 def main(vocabulary: Path, files: list[str]) -> int:
     """Print the rows of every part; returns how many parts failed."""
-    limit, began, failed = float(os.environ.get("BENCH_SECONDS", "1500")), time.monotonic(), 0
+    limit, began, failed = float(os.environ.get("BENCH_SECONDS", "600")), time.monotonic(), 0
     texts = texts_of(files, MEGABYTES)
     for name in PARTS:
         if not (Path(__file__).parent / f"{name}.py").is_file():

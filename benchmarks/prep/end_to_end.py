@@ -1,5 +1,9 @@
 """Bars 1, 2 and 3: from JSON lines to a shard in place, against others and against plain decoding.
 
+"dynamic" is what the bars mean: read, decode, clean, words, tokens, bits, index, statistics, checksums, write, sync,
+rename. "stored" draws and stores four views of masks as well; "no words" leaves out the segmenter. Each process opens
+tokenizer and segmenter once, in the unmeasured round.
+
 python -m benchmarks.prep.end_to_end VOCABULARY FILES...
 """
 
@@ -37,7 +41,7 @@ def first(texts: list[str], megabytes: float) -> list[str]:
     return texts[:: max(1, round(total / megabytes))]
 
 
-def task_for(source: Path, vocabulary: Path, data: Path, **changes: Any) -> block.Task:
+def task_for(source: Path, vocabulary: Path, data: Path, name: str = "benchmark", **changes: Any) -> block.Task:
     """The one block of ``source``, with its tokenizer in place."""
     tokenizer = TokenizerConfig(vocab=str(vocabulary))
     config = DataConfig(sources=[SourceConfig(path=str(source))], tokenizer=tokenizer, **changes)
@@ -45,7 +49,7 @@ def task_for(source: Path, vocabulary: Path, data: Path, **changes: Any) -> bloc
     open_tokenizer(vocabulary, tokenizer).save(data / "tokenizer")
     (reader,) = open_sources(config)
     (whole,) = reader.blocks(1 << 40)
-    return block.Task(config, reader, whole, 0, "00000-benchmark", data, int(0.01 * 2**64))
+    return block.Task(config, reader, whole, 0, f"00000-{name}", data, int(0.01 * 2**64))
 
 
 def split_by_step(task: block.Task) -> dict[str, float]:
@@ -102,13 +106,14 @@ def run(texts: list[str], vocabulary: Path) -> list[Row]:
         masks = {"dynamic": MaskConfig(mode="dynamic"), "stored": MaskConfig()}
         length = SequenceConfig(max_length=512)
         tasks = {
-            name: task_for(folder / "all.jsonl", vocabulary, folder / name, masks=rule, sequences=length)
+            name: task_for(folder / "all.jsonl", vocabulary, folder / "data", name, masks=rule, sequences=length)
             for name, rule in masks.items()
         }
         tasks["no words"] = task_for(
             folder / "all.jsonl",
             vocabulary,
-            folder / "none",
+            folder / "data",
+            "none",
             masks=masks["dynamic"],
             segment=SegmentConfig(kind="none"),
         )
@@ -141,4 +146,4 @@ def run(texts: list[str], vocabulary: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    show(run(texts_of(sys.argv[2:], 12), Path(sys.argv[1])))
+    show(run(texts_of(sys.argv[2:], 20), Path(sys.argv[1])))

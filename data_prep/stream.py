@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Chars = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 
+_U: Any = np.uint64
+"""Of indices: numba checks signed ones for being negative."""
 _MASK_64 = 0xFFFFFFFFFFFFFFFF
 
 
@@ -97,28 +99,36 @@ def raw_stream(texts: Sequence[str]) -> Stream:
 @njit(cache=True, nogil=True)
 def _utf8(chars: Any, documents: Any, out: Any, ends: Any) -> Any:
     """Fill ``out`` with the UTF-8 bytes of ``chars``, ``ends`` with where documents begin; returns their number."""
-    n = 0
+    n, i = _U(0), _U(0)
     ends[0] = 0
     for d in range(len(documents) - 1):
-        for i in range(documents[d], documents[d + 1]):
+        end = _U(documents[d + 1])
+        while i < end:
             c = chars[i]
+            while 0x800 <= c < 0x10000:  # most of Chinese text
+                out[n] = 0xE0 | (c >> 12)
+                out[n + _U(1)] = 0x80 | ((c >> 6) & 0x3F)
+                out[n + _U(2)] = 0x80 | (c & 0x3F)
+                n += _U(3)
+                i += _U(1)
+                if i >= end:
+                    break
+                c = chars[i]
+            if i >= end:
+                break
+            i += _U(1)
             if c < 0x80:
                 out[n] = c
-                n += 1
+                n += _U(1)
             elif c < 0x800:
                 out[n] = 0xC0 | (c >> 6)
-                out[n + 1] = 0x80 | (c & 0x3F)
-                n += 2
-            elif c < 0x10000:
-                out[n] = 0xE0 | (c >> 12)
-                out[n + 1] = 0x80 | ((c >> 6) & 0x3F)
-                out[n + 2] = 0x80 | (c & 0x3F)
-                n += 3
+                out[n + _U(1)] = 0x80 | (c & 0x3F)
+                n += _U(2)
             else:
                 out[n] = 0xF0 | (c >> 18)
-                out[n + 1] = 0x80 | ((c >> 12) & 0x3F)
-                out[n + 2] = 0x80 | ((c >> 6) & 0x3F)
-                out[n + 3] = 0x80 | (c & 0x3F)
-                n += 4
+                out[n + _U(1)] = 0x80 | ((c >> 12) & 0x3F)
+                out[n + _U(2)] = 0x80 | ((c >> 6) & 0x3F)
+                out[n + _U(3)] = 0x80 | (c & 0x3F)
+                n += _U(4)
         ends[d + 1] = n
     return n

@@ -166,6 +166,12 @@ def prepare_block(task: Task) -> dict[str, Any]:
     return facts
 
 
+def close_tools() -> None:
+    """Forget the tokenizer and the segmenter of :func:`opened`: no more shards are made."""
+    _opened.cache_clear()
+    give_back_memory()
+
+
 def give_back_memory() -> None:
     """Hand what is free back to the system; glibc would keep it for requests of the same sizes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

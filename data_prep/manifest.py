@@ -14,6 +14,7 @@ import numpy as np
 from configs.errors import DataError
 from configs.loader import identity as identity_of
 from data_prep.atomic import sweep, sync, write_bytes
+from data_prep.block import close_tools
 from data_prep.corpus import Corpus
 from data_prep.documents import Counts
 from data_prep.drops import duplicate_facts
@@ -46,6 +47,7 @@ def write_corpus(job: Job) -> None:
         if job.config.sources:
             from data_prep.report import write_report  # matplotlib is large, and workers make no reports
 
+            close_tools()
             write_report(Corpus(folder, manifest), job.tokenizer, [shard for _, shard in shards])
         sweep(folder)
         sweep(folder / "shards", everything=True)

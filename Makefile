@@ -27,7 +27,7 @@ test-recipes: install ## Every recipe, made tiny, from text to exported student
 	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes
 
 bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines")
-	@OMP_NUM_THREADS=1 timeout 1800 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS)
+	@OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS)
 
 lint: install ## ruff
 	@$(BIN)/ruff check .

@@ -196,7 +196,7 @@ def test_count(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill("data", "count", str(prepared)) == 0
     shown = capsys.readouterr().out
     assert re.search(r"kept\W+40\W+100\.00%", shown)
-    assert "corpus.txt" in re.sub(r"\s", "", shown)
+    assert "/corpus." in shown and "1,110" in shown  # a long path is broken where the column ends
 
 
 def test_inspect_draws_words_and_masks(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +229,7 @@ def test_convert(prepared: Path, tmp_path: Path, name: str, capsys: pytest.Captu
     assert (tmp_path / name).stat().st_size > 0
     assert distill("data", "convert", str(prepared), str(tmp_path / name)) == 74
     assert distill("data", "convert", str(prepared), str(tmp_path / "x.docx")) == 64
-    assert "Known: jsonl, parquet" in capsys.readouterr().err
+    assert "Known: arrow, jsonl, parquet" in capsys.readouterr().err
 
 
 def test_try_and_monitor_before_a_run(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def state(blocks: int, **dropped: int) -> Progress:
 def corpus() -> Any:
     splits = {"train": {"sequences": 1234}, "held_out": {"sequences": 56}}
     manifest = {"splits": splits, "dropped": {"undecodable": 2}}
-    return SimpleNamespace(manifest=manifest, vocab_size=4000, folder=Path("runs/[x]/data"))
+    return SimpleNamespace(manifest=manifest, vocab_size=4000, has_text=True, folder=Path("runs/[x]/data"))
 
 
 def test_preparation_in_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ def test_embeddings_that_cannot_be_copied(student: dict[str, Any], message: str)
         ({"kind": "svd", "embeddings": False}, "`embeddings: false` belongs to"),
         ({"head": True}, "`head: true` belongs to"),
         ({"kind": "teacher_layers", "layers": "top", "head": True, "embeddings": False}, "needs `embeddings: true`"),
-        ({"kind": "model"}, "`source` belongs to"),
+        ({"kind": "model"}, "`source` is required by"),
         ({"source": "a"}, "`source` belongs to"),
     ],
 )

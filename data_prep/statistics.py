@@ -70,8 +70,8 @@ def classes(lengths: NDArray[np.integer]) -> list[int]:
     for begin in range(0, len(lengths), STRETCH):  # what numpy makes of them on the way is larger
         place = np.searchsorted(_EDGES, lengths[begin : begin + STRETCH], side="right") - 1
         counts += np.bincount(place, minlength=len(EDGES))
-    trimmed: list[int] = np.trim_zeros(counts, "b").tolist()
-    return trimmed
+    found: list[int] = np.trim_zeros(counts, "b").tolist()
+    return found
 
 
 def most(counts: Counter[str]) -> list[tuple[str, int]]:

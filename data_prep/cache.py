@@ -32,7 +32,7 @@ def cached_arrays(name: str, key: str, build: Callable[[], Arrays]) -> dict[str,
 
     Args:
         name: what they are, for people who look into the folder.
-        key: a hash of everything that they depend on, the format's version included.
+        key: a hash of everything that they depend on, the code (:func:`code_hash`) included.
     """
     folder = cache_folder() / f"{name}-{key}"
     found = _read(folder)
@@ -43,6 +43,14 @@ def cached_arrays(name: str, key: str, build: Callable[[], Arrays]) -> dict[str,
     for array in arrays.values():
         array.setflags(write=False)
     return arrays
+
+
+def code_hash(*files: str) -> str:
+    """A hash of the modules that build and read the arrays: their next version does not find those of this one."""
+    digest = xxhash.xxh3_64()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def _hash(array: NDArray[Any]) -> str:

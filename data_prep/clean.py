@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data_prep.cache import cached_arrays
+from data_prep.cache import cached_arrays, code_hash
 from data_prep.config import CleanConfig
 from data_prep.rewrite import simplified, unescape
 from data_prep.sentences import cut
@@ -40,9 +40,6 @@ REASONS = ("", "empty", "too_short", "short_units")
 
 
 Form = Literal["none", "NFC", "NFKC"]
-
-_FORMAT = "1"
-"""Of the cached tables; any change of what follows makes them stale."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def table(form: Form) -> Table:
     that may join the character before it, one that is moved (combining class), and one whose form holds such a
     one. Without odd characters the form of a text is that of its characters, one by one.
     """
-    key = f"{_FORMAT}-{unicodedata.unidata_version}-{form}"
+    key = f"{code_hash(__file__)}-{unicodedata.unidata_version}-{form}"
     return Table(**cached_arrays("characters", key, lambda: vars(_build(form))))
 
 

@@ -25,10 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.cache import cached_arrays
-
-FORMAT = "1"
-"""Of the arrays below; a change makes cached ones stale."""
+from data_prep.cache import cached_arrays, code_hash
 
 FIRST_HAN, N_HAN = 0x4E00, 0x9FD5 - 0x4E00 + 1
 HAN = 128
@@ -128,7 +125,7 @@ def load_tables(user_dictionary: str | None) -> Tables:
     Raises:
         DataError: as ``describe_tables``; or a line of the user's dictionary cannot be understood.
     """
-    key = f"{FORMAT}-{describe_tables(user_dictionary)['hash']}"
+    key = f"{code_hash(__file__)}-{describe_tables(user_dictionary)['hash']}"
     arrays = cached_arrays("jieba", key, lambda: _build(user_dictionary)._asdict())
     return Tables(**{part: arrays[part] for part in Tables._fields})
 

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.cache import cached_arrays
+from data_prep import wordpiece_kernel
+from data_prep.cache import cached_arrays, code_hash
 from data_prep.tokenizer_base import library
 from data_prep.wordpiece_kernel import INVALID, REORDERED
-
-_FORMAT = "1"
-"""Of the cached arrays; any change of what follows makes them stale."""
 
 # As in BERT's `_is_chinese_char`: these are tokens by themselves.
 HAN = (
@@ -65,7 +63,7 @@ def normalizer(lowercase: bool, strip_accents: bool | None, chinese: bool) -> An
 def read_letters(lowercase: bool, strip_accents: bool | None, chinese: bool) -> Letters:
     """The arrays for these settings of the normaliser, from the cache folder or built (0.2 s, and 50 MiB meanwhile)."""
     versions = f"{library().__version__}-{unicodedata.unidata_version}"
-    key = f"{_FORMAT}-{versions}-{lowercase}-{strip_accents}-{chinese}"
+    key = f"{code_hash(__file__, wordpiece_kernel.__file__)}-{versions}-{lowercase}-{strip_accents}-{chinese}"
     return Letters(**cached_arrays("letters", key, lambda: vars(_build(lowercase, strip_accents, chinese))))
 
 

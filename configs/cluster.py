@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs import loader
 from configs.errors import ConfigError
@@ -30,11 +30,53 @@ class PrepJobs(Config):
     """Limit for each task, [days-]hours:minutes:seconds (slurm only)."""
 
 
+class Timeouts(Config):
+    """Seconds that a rank may stay in one section before it counts as hung. Ends and kills are seen at once."""
+
+    load: float = Field(default=3600, gt=0)
+    """Importing, loading models, preparing caches and references."""
+    step: float = Field(default=900, gt=0)
+    """Each section of a step; the first one compiles kernels."""
+    evaluate: float = Field(default=7200, gt=0)
+    checkpoint: float = Field(default=1800, gt=0)
+    end: float = Field(default=36000, gt=0)
+    """Evaluation, export and report after the last stage (rank 0 alone)."""
+    node: float = Field(default=30, gt=0)
+    """Without a word from another node, or from the launcher where it stays connected."""
+    stop: float = Field(default=300, gt=0)
+    """For a step and its checkpoint, after SIGTERM or SIGUSR1, before the ranks are killed."""
+    peer_grace: float = Field(default=5, ge=0)
+    """For the other ranks to write their own message, after one has failed."""
+
+
+class Supervision(Config):
+    """What is done about ranks and nodes that are lost."""
+
+    restarts: int = Field(default=0, ge=0)
+    """How often a run that lost a rank or a node is started again, from its newest good checkpoint. Errors of the
+    configuration, of data and of the disk are not tried again."""
+    min_nodes: int | None = Field(default=None, ge=1)
+    """Elastic: a node that was lost is left out of the next start while so many remain. Default: all are needed."""
+    timeouts: Timeouts = Timeouts()
+
+
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
 class ClusterConfig(Config):
     """What the file of every kind of cluster has."""
 
     kind: str
     prep: PrepJobs = PrepJobs()
+    processes: int | None = Field(default=None, ge=1)
+    """Ranks on each node; default: `launch.processes`, else one for each GPU, or 1 without GPUs."""
+    interface: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,14}$")
+    """Network interface of the ranks' traffic (eth0, ib0). Default: that by which nodes reach each other."""
+    variables: dict[Annotated[str, Field(pattern=VARIABLE)], str] = {}
+    """Environment variables for the ranks on all nodes. They travel in a file that only this user can read."""
+    pass_variables: list[Annotated[str, Field(pattern=VARIABLE)]] = []
+    """Names of further variables that are passed on from where the run is started (HF_TOKEN, say)."""
+    supervision: Supervision = Supervision()
 
 
 CLUSTERS: Registry[type[ClusterConfig]] = Registry("kind of cluster")
@@ -45,6 +87,29 @@ class LocalCluster(ClusterConfig):
     """This machine, by the same executor program as a cluster: for trying a cluster's job out."""
 
     kind: Literal["local"]
+
+
+@CLUSTERS.add("hosts")
+class HostsCluster(ClusterConfig):
+    """Machines that are reached by ssh; run folder, data and this checkout lie under the same paths on all of them."""
+
+    kind: Literal["hosts"]
+    hostfile: str | None = None
+    """``NAME slots=N`` a line, as for DeepSpeed and MPI."""
+    hosts: list[str] = []
+    """Or their names here; the first one is where rank 0 runs."""
+    runner: Literal["deepspeed", "ssh"] = "deepspeed"
+    """``deepspeed``: DeepSpeed's own multi-node runner, by pdsh. ``ssh``: one ssh for each host."""
+    python: str | None = Field(default=None, pattern=r"^/")
+    """The Python on the hosts; default: the path of this one."""
+    ssh_config: str | None = Field(default=None, pattern=r"^/")
+    """For ssh's ``-F``."""
+
+    @model_validator(mode="after")
+    def _one_list(self) -> HostsCluster:
+        if (self.hostfile is None) == (not self.hosts):
+            raise ValueError("give either hostfile (a path) or hosts (a list of names)")
+        return self
 
 
 @CLUSTERS.add("slurm")

@@ -36,9 +36,16 @@ class CheckpointError(ZhengliuError):
 
 
 class LaunchError(ZhengliuError):
-    """A rank that failed, or processes that could not be started."""
+    """A rank that failed, or processes that could not be started. ``host``: the one that failed, when it is known."""
 
     exit_code = 69
+    host: str | None = None
+
+
+class Requeue(LaunchError):
+    """Stopped from outside, with the state kept: the same command continues. Schedulers are asked to start it again."""
+
+    exit_code = 75
 
 
 class TrainingError(ZhengliuError):

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import urllib.parse
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,11 @@ def rank_number() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def pulse_file() -> str:
+    """The file in which the agent wants to read where this rank is; "" without an agent."""
+    return os.environ.get("ZHENGLIU_PULSE", "")
+
+
 def start_ranks(timeout_minutes: float = 30.0) -> Rank:
     """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs)."""
     environment = os.environ
@@ -73,17 +79,39 @@ def start_ranks(timeout_minutes: float = 30.0) -> Rank:
     if cuda:
         torch.cuda.set_device(device)
     deepspeed = _deepspeed()
-    if not dist.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend="nccl" if cuda else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=datetime.timedelta(minutes=timeout_minutes),
-            init_method=environment.get("ZHENGLIU_RENDEZVOUS"),
-            rank=rank,
-            world_size=world_size,
-        )
+    backend, timeout = "nccl" if cuda else "gloo", datetime.timedelta(minutes=timeout_minutes)
+    rendezvous = environment.get("ZHENGLIU_RENDEZVOUS")
+    if rendezvous is not None and rendezvous.startswith("tcp://") and not dist.is_initialized():
+        store = tcp_store(rendezvous, rank, world_size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
+        init_method=rendezvous,
+        rank=rank,
+        world_size=world_size,
+    )
     return Rank(rank, local_rank, world_size, device)
+
+
+def tcp_store(rendezvous: str, rank: int, world_size: int, timeout: datetime.timedelta) -> Any:
+    """Where the ranks of several nodes meet: ``tcp://ADDRESS:PORT``, for rank 0 with ``?fd=N``.
+
+    Rank 0 gets the listening socket from its agent. Left to itself, torch's store listens on all interfaces.
+    """
+    where = urllib.parse.urlsplit(rendezvous)
+    listening = urllib.parse.parse_qs(where.query).get("fd")
+    return torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        str(where.hostname),
+        where.port or 0,
+        world_size,
+        is_master=rank == 0,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=int(listening[0]) if listening else None,
+    )
 
 
 def stop_ranks() -> None:

@@ -14,15 +14,17 @@ import time
 import traceback
 from pathlib import Path
 
-from configs.errors import ConfigError, ZhengliuError
+from configs.errors import ConfigError, Requeue, ZhengliuError
 from configs.loader import load
 from data_prep.corpus import Corpus
 from distill_core.beside import groups
 from distill_core.config import RunConfig, sources
-from distill_core.engine import Rank, rank_number, start_ranks, stop_ranks
+from distill_core.engine import Rank, pulse_file, rank_number, start_ranks, stop_ranks
 from distill_core.finish import finish_run
+from distill_core.pulse import pulse
 from distill_core.record import read_done
 from distill_core.stage import run_stages
+from distill_core.stopping import stopping
 
 
 def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
@@ -32,6 +34,7 @@ def run_chain(config: RunConfig, rank: Rank, only: str | None = None) -> bool:
         wanted = [index for index in group if only is None or config.stages[index].name == only]
         if wanted:
             current_stage.name = ", ".join(config.stages[index].name for index in wanted)
+            pulse.at("load", stage=current_stage.name)
             for index in wanted:
                 check_sources_are_ready(config, index)
             run_stages(config, wanted, corpus, rank)
@@ -63,6 +66,9 @@ def main() -> int:
     parser.add_argument("--only")
     arguments = parser.parse_args()
     faulthandler.enable()
+    if pulse_file():
+        pulse.open(pulse_file())
+    stopping.heed()
     try:
         config = load(arguments.folder / "config.yaml", [], RunConfig)
         rank = start_ranks()
@@ -70,8 +76,12 @@ def main() -> int:
         stop_ranks()
         if rank.is_first and complete:
             current_stage.name = "the end of the run"
+            pulse.at("end", stage=current_stage.name)
             finish_run(config, config.folder)
         return 0
+    except Requeue as error:  # no failure: the state is kept, and the status says so
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
     except ZhengliuError as error:
         print(error, file=sys.stderr, flush=True)
         note_failure(arguments.folder, error, error.exit_code)

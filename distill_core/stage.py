@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.errors import DataError
+from configs.errors import DataError, Requeue
 from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
 from data_prep.shards import file_hash
@@ -25,7 +25,9 @@ from distill_core.data import Step
 from distill_core.engine import Rank, check_finite
 from distill_core.features import Features
 from distill_core.models import pretrained
+from distill_core.pulse import pulse
 from distill_core.record import Quality, read_done, write_done, write_model
+from distill_core.stopping import Vote, stopping
 from distill_core.tasks.own_tokens import own_tokenizers
 from distill_core.tasks.stage import run_augment
 from distill_core.teacher_check import check_teachers, finite
@@ -44,28 +46,39 @@ def train(parts: Parts) -> None:
     for trainee in parts.trainees:
         trainee.engine.train()
     for step, wait in parts.loader.steps(parts.first_step, parts.steps):
+        done = step.number + 1
         trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
         batches = [batch.to(rank.device) for batch in step.batches]
-        counts = global_counts(batches, rank)
+        counts, vote = global_counts(batches, rank)
         sound: list[Tensor] = []
         for place, batch in enumerate(batches):
+            pulse.at("teacher", done)
             taught = [teacher(batch) for teacher in parts.teachers]
             sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
             for trainee in trainees:
+                pulse.at("student", done)
                 seed_dropout(trainee, step.number, place, rank)
                 losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
+                pulse.at("backward", done)
                 trainee.engine.backward(losses.total, last=batch is batches[-1])
                 trainee.meter.add(losses)
+        pulse.at("optimizer", done)
         for trainee in trainees:
             trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
             trainee.meter.end_step(counts, wait)
-        check_answers(parts, step.number + 1, batches, sound)
+        check_answers(parts, done, batches, sound)
         for trainee in trainees:
-            end_step(parts, trainee, step)
+            end_step(parts, trainee, step, stop=vote.passed())
+        if vote.passed():
+            raise Requeue(f"Stopped after step {done} of {parts.names}, with a checkpoint.")
+        pulse.at("data", done + 1)
 
 
-def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:
-    """What a finished step may call for: a line of the curves, an evaluation, a checkpoint."""
+def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> None:
+    """What a finished step may call for: a line of the curves, an evaluation, a checkpoint.
+
+    ``stop``: the run was asked to end, so there is a checkpoint and no evaluation.
+    """
     training, rank, done = trainee.training, parts.rank, step.number + 1
     last_step = done == parts.steps
     if last_step or done % training.log_every == 0:
@@ -76,12 +89,14 @@ def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:
         }
         check_finite(row["loss/total"], "loss", trainee.stage.name, done)
         report(trainee, done, row, live=trainee is parts.trainees[0])
-    if last_step or done % training.evaluate_every == 0:
+    if not stop and (last_step or done % training.evaluate_every == 0):
+        pulse.at("evaluate", done)
         trainee.quality = parts.measure(trainee)
         trainee.best.consider(trainee.quality, done)
         report_quality(trainee, done, trainee.quality)
         parts.restart_clocks()
-    if last_step or done % training.checkpoint_every == 0:
+    if stop or last_step or done % training.checkpoint_every == 0:
+        pulse.at("checkpoint", done)
         folder = trainee.folder / "checkpoints"
         checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last)
         parts.restart_clocks()
@@ -104,12 +119,13 @@ def check_answers(parts: Parts, done: int, batches: list[Batch], sound: list[Ten
         check_teachers(parts.teachers, batches, sound, names, f"Stage {parts.names}, step {done}")
 
 
-def global_counts(batches: list[Batch], rank: Rank) -> dict[Count, Tensor]:
-    """This step's counts over all ranks: what the loss sums are divided by."""
+def global_counts(batches: list[Batch], rank: Rank) -> tuple[dict[Count, Tensor], Vote]:
+    """This step's counts over all ranks, what the loss sums are divided by; and whether any was asked to stop."""
     mine = [batch.counts() for batch in batches]
-    sums = torch.tensor([sum(counts[name] for counts in mine) for name in COUNTS], dtype=torch.float64)
-    total = rank.sum(sums.to(rank.device)).clamp(min=1).float()
-    return dict(zip(COUNTS, total.unbind(), strict=True))
+    sums = [float(sum(counts[name] for counts in mine)) for name in COUNTS]
+    total = rank.sum(torch.tensor([*sums, float(stopping.wanted)], dtype=torch.float64).to(rank.device))
+    counts = total[:-1].clamp(min=1).float()
+    return dict(zip(COUNTS, counts.unbind(), strict=True)), Vote(total[-1])
 
 
 def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
@@ -224,7 +240,9 @@ def train_stages(config: RunConfig, identities: dict[int, dict[str, Any]], corpu
     """From the first step that is not done to the last; then the models and their DONE.json."""
     began = time.monotonic()
     parts = build(config, identities, corpus, rank)
-    train(parts)
+    with stopping.in_steps():
+        train(parts)
+    pulse.at("end")
     for trainee in parts.trainees:
         quality = trainee.quality if trainee.quality is not None else parts.measure(trainee)
         weights = trainee.engine.full_weights()

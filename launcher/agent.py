@@ -5,272 +5,262 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
-import subprocess
-import sys
-import threading
+import socket
 import time
+import types
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from configs.errors import LaunchError, output_error
-from launcher import devices
-from launcher.signals import Stopped, stop_signals
+from configs.errors import LaunchError, Requeue, output_error
+from launcher import network, ranks
+from launcher.council import Chief, Council, Member, Report
+from launcher.job import Job, rank_environment
+from launcher.link import Hub, Spoke
+from launcher.pulses import PulseFile
+from launcher.signals import Stopped
+from launcher.verdict import Verdict
 from launcher.watch import Watch
 
 POLL_SECONDS = 0.1
-LAST_LINES = 15
-PEER_LOST = 69
-# Signals that end a process by no fault of its peers. Its sockets close, and its peers complain, a moment before
-# the kernel reports its end; so such an end counts as this much earlier than it was seen.
-PRIMARY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-PRIMARY_HEAD_START = 1.0
+JOIN_SECONDS = 300.0
+"""In which the agents of all nodes must have started."""
+KILL_GRACE = 1.0
+"""Between SIGTERM and SIGKILL to ranks whose job has failed."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """The ranks of one run on this machine."""
+def run(job: Job, node: int = 0, show: bool = True) -> None:
+    """Start this node's ranks of ``job`` and return when all ranks of all nodes have ended well.
 
-    folder: Path
-    """The run folder."""
-    ranks: int
-    only: str | None = None
-    command: Sequence[str] = ()
-    """What each rank runs; default: the rank program of ``distill_core``."""
-    peer_grace: float = 5.0
-    """Seconds that the other ranks get to notice a failed peer, and write their own message, before SIGTERM."""
-    stop_grace: float = 30.0
-    """Seconds between SIGTERM and SIGKILL."""
-
-    def argv(self) -> list[str]:
-        if self.command:
-            return list(self.command)
-        # -P: what lies in the user's working folder must not shadow a library.
-        only = ["--only", self.only] if self.only else []
-        return [sys.executable, "-P", "-m", "distill_core.run", str(self.folder.resolve()), *only]
-
-
-@dataclass
-class Started:
-    """One rank's process. It is not reaped before the end, so that its group's number stays ours."""
-
-    rank: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    began_at: int
-    """Length of the log when this launch began."""
-    status: int | None = None
-    """Exit status, negative for a signal; None while it runs."""
-    ended: float = 0.0
-    stopped: bool = False
-    """Ended by us, after a peer had failed."""
-    thread: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.thread = threading.Thread(target=self._wait, daemon=True)
-        self.thread.start()
-
-    def _wait(self) -> None:
-        result = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        self.ended = time.time()
-        assert result is not None
-        self.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-
-    def signal_group(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # only a zombie is left in it
-            os.killpg(self.process.pid, number)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How one rank ended when it did not end well."""
-
-    rank: int
-    time: float
-    status: int
-    facts: Mapping[str, Any]
-    """Its ``rank-R.error.json``; empty when it could not write one."""
-    log: Path
-    lines: list[str]
-
-    @property
-    def exit_code(self) -> int:
-        return PEER_LOST if self.status < 0 else int(self.facts.get("exit_code") or self.status)
-
-
-def rank_environment(job: Job, rank: int, rendezvous: str, base: Mapping[str, str]) -> dict[str, str]:
-    """``base`` and what a rank needs to find its peers; what the user set about threads and networks stays."""
-    environment = dict(base)
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [p for p in base.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
-    environment["PYTHONPATH"] = os.pathsep.join([root, *paths])
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // job.ranks)))
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars fill a log file with one endless line
-    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.distributed.c10d_logger")  # DeepSpeed's
-    if devices.gpus(visible=base.get("CUDA_VISIBLE_DEVICES")) == 0:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    return environment | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(job.ranks),
-        "LOCAL_WORLD_SIZE": str(job.ranks),
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "ZHENGLIU_RENDEZVOUS": rendezvous,
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def run(job: Job) -> None:
-    """Start the ranks of ``job`` and return when all of them have ended well.
+    Args:
+        show: rank 0's log lines on this terminal (node 0 only).
 
     Raises:
-        LaunchError: naming the first rank that failed; its ``exit_code`` is that rank's.
-        Stopped: after a signal, when every rank has ended.
+        LaunchError: naming the first rank or node that failed; its ``exit_code`` is that rank's.
+        Requeue: stopped by SIGTERM or SIGUSR1, after a checkpoint.
+        Stopped: by SIGINT or SIGHUP.
     """
-    logs = job.folder / "logs"
-    started: list[Started] = []
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        for stale in [*logs.glob("rank-*.error.json"), *logs.glob(".rendezvous-*"), logs / "progress.json"]:
-            stale.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(logs, error) from error
-    # A file instead of a port: nobody on the network can join, and the folder is the user's own.
-    store = logs.resolve() / f".rendezvous-{uuid.uuid4().hex}"
-    with stop_signals():
+    agent = Agent(job, node)
+    with agent.asked.heeded():
         try:
-            for rank in range(job.ranks):
-                started.append(_start(job, rank, store.as_posix(), logs))
-            _watch(job, started, logs)
+            verdict = agent.carry_through(show and node == 0)
         finally:
-            _end(job, started)
-            store.unlink(missing_ok=True)
-    failures = [f for f in (_failure(one, logs) for one in started) if f is not None]
-    if failures:
-        raise launch_error(min(failures, key=lambda f: f.time), job.ranks)
+            agent.end()
+    if node == 0 and job.place.is_dir():
+        verdict.save(job.place)
+    if agent.asked.interrupted is not None and verdict.kind == "stopped":
+        raise Stopped(agent.asked.interrupted)
+    verdict.raise_unless_done()
 
 
-def _start(job: Job, rank: int, store: str, logs: Path) -> Started:
-    path = logs / f"rank-{rank}.log"
-    environment = rank_environment(job, rank, f"file://{store}", os.environ)
-    guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid())]
-    try:
-        with path.open("ab") as log:
-            _header(log, rank, job.ranks)
-            process = subprocess.Popen(
-                [*guard, *job.argv()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+class Asked:
+    """What signals have asked for: the first one for the end of the step, the second one for the end at once."""
+
+    PLEASE = (signal.SIGTERM, signal.SIGUSR1)
+    INTERRUPT = (signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.who: str | None = None
+        self.at_once = False
+        self.interrupted: int | None = None
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        self.at_once = self.who is not None and number != signal.SIGUSR1
+        self.who = self.who or signal.Signals(number).name
+        if number in self.INTERRUPT:
+            self.interrupted = number
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        """A signal that was ignored on entry stays ignored: that is how ``nohup`` works."""
+        numbers = [n for n in (*self.PLEASE, *self.INTERRUPT) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where ranks find their store; rank 0 may have an address of its own."""
+
+    for_all: str
+    for_first: str | None = None
+
+    def of(self, rank: int) -> str:
+        return self.for_first if rank == 0 and self.for_first is not None else self.for_all
+
+
+class Agent:
+    """The ranks of one node."""
+
+    def __init__(self, job: Job, node: int) -> None:
+        self.job, self.node = job, node
+        self.host = job.hosts[node] if node < len(job.hosts) else socket.gethostname()
+        self.asked = Asked()
+        self.logs = job.folder / "logs"
+        self.started: list[ranks.Started] = []
+        self.council: Council | None = None
+        self._store: Path | None = None
+        self._told = False
+        self._launcher = ("", time.monotonic())
+        self._stop_words: str | None = None
+
+    # ------------------------------------------------------------ from start to verdict
+
+    def carry_through(self, show: bool) -> Verdict:
+        numbers = range(self.node * self.job.ranks, (self.node + 1) * self.job.ranks)
+        self._clear(numbers)
+        meeting, interface, inherited = self._meet()
+        for rank in numbers:
+            pulse = PulseFile()
+            environment = rank_environment(
+                self.job, rank, meeting.of(rank), os.environ, interface, pulse.path.as_posix()
             )
-            return Started(rank, process, path, log.tell())
-    except OSError as error:
-        raise output_error(path, error) from error
+            self.started.append(ranks.start(self.job, rank, environment, pulse, inherited if rank == 0 else ()))
+        for number in inherited:
+            os.close(number)
+        return self._watch(show)
 
+    def _clear(self, numbers: range) -> None:
+        """What an earlier launch left of these ranks."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            stale = [self.logs / f"rank-{rank}.error.json" for rank in numbers]
+            if self.node == 0:
+                stale += [*self.logs.glob(".rendezvous-*"), self.logs / "progress.json"]
+            for path in stale:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(self.logs, error) from error
 
-def _header(log: BinaryIO, rank: int, ranks: int) -> None:
-    log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} of {ranks} ===\n".encode())
-    log.flush()
+    def _watch(self, show: bool) -> Verdict:
+        assert self.council is not None
+        first = self.started[0]
+        watch = Watch(first.log, first.began_at, self.logs / "progress.json") if show else contextlib.nullcontext()
+        with watch as shown:
+            while True:
+                verdict = self.council.hear(self.report())
+                if verdict is not None:
+                    return verdict
+                if self.asked.at_once:
+                    return Verdict.stopped(str(self.asked.who), complete=False)
+                if self.council.stop is not None and not self._told:
+                    self._told = True
+                    for one in self.started:
+                        one.ask_to_stop()
+                if shown is not None:
+                    shown.refresh()
+                time.sleep(POLL_SECONDS)
 
+    def report(self) -> Report:
+        """Of this node's ranks, now."""
+        places = {one.rank: one.pulse.read() for one in self.started}
+        statuses = {one.rank: one.status for one in self.started}
+        failures = [f for one in self.started if (f := ranks.failure_of(one, self.logs, self.host)) is not None]
+        stuck = [
+            ranks.hung(one, places[one.rank], self.host)
+            for one in self.started
+            if statuses[one.rank] is None and places[one.rank].stuck(self.job.timeouts)
+        ]
+        return Report(self.host, statuses, places, failures, stuck, self.asked.who or self._launcher_says())
 
-def _watch(job: Job, started: Sequence[Started], logs: Path) -> None:
-    """Return when all ranks have ended, or the grace after the first failure is over."""
-    first_failure: float | None = None
-    with Watch(started[0].log, started[0].began_at, logs / "progress.json") as watch:
-        while any(one.status is None for one in started):
-            now = time.monotonic()
-            if first_failure is None and any(one.status for one in started):
-                first_failure = now
-            if first_failure is not None and now - first_failure > job.peer_grace:
-                break
-            watch.refresh()
+    def _launcher_says(self) -> str | None:
+        """Whether the launcher, somewhere else, asks for the end, or is gone itself."""
+        if not self.job.followed or self._stop_words is not None:
+            return self._stop_words
+        said, since = self._launcher
+        try:
+            text = (self.job.place / "launcher.json").read_text(encoding="utf-8")
+            if text != said:
+                self._launcher = (text, time.monotonic())
+                self._stop_words = json.loads(text)["stop"]
+        except (OSError, ValueError):
+            pass
+        if time.monotonic() - since > self.job.timeouts.node:
+            self._stop_words = "the loss of the launcher"
+        return self._stop_words
+
+    # ------------------------------------------------------------ meeting the other nodes
+
+    def _meet(self) -> tuple[Meeting, str, list[int]]:
+        """(where each rank finds the store, this node's interface, open files for rank 0)."""
+        if self.job.nodes == 1:
+            # A file instead of a port: nobody on the network can join, and the folder is the user's own.
+            self._store = self.logs.resolve() / f".rendezvous-{uuid.uuid4().hex}"
+            self.council = Chief(self.job, None)
+            return Meeting(f"file://{self._store.as_posix()}"), self.job.interface or "lo", []
+        return self._invite() if self.node == 0 else self._join()
+
+    def _invite(self) -> tuple[Meeting, str, list[int]]:
+        """Node 0: wait for the others, then tell them where the ranks' store is."""
+        address = network.own_address(self.job.interface, self.job.hosts[1:])
+        warning = network.public_warning(address)
+        if warning:
+            print(warning, flush=True)
+        hub = Hub(self.job.place, address)
+        self.council = Chief(self.job, hub)
+        deadline = time.monotonic() + JOIN_SECONDS
+        while len(hub.lines) < self.job.nodes - 1:
+            missing = [number for number in range(1, self.job.nodes) if number not in hub.lines]
+            if time.monotonic() > deadline:
+                names = ", ".join(self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing)
+                raise LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {names}.")
+            if self.asked.who is not None or self._launcher_says() is not None:
+                raise Requeue(f"Stopped by {self.asked.who or self._launcher_says()} before the ranks had started.")
             time.sleep(POLL_SECONDS)
+        # Rank 0 gets the listening socket itself: the port is never free in between, and bound to this address alone.
+        with network.listen(address) as server:
+            where = f"tcp://{_bracketed(address)}:{server.getsockname()[1]}"
+            inherited = os.dup(server.fileno())
+        hub.send_all({"go": where, "host": self.host})
+        interface = self.job.interface or network.interface_of(address) or "lo"
+        return Meeting(where, f"{where}?fd={inherited}"), interface, [inherited]
 
+    def _join(self) -> tuple[Meeting, str, list[int]]:
+        spoke = Spoke(self.job.place, self.node, self.host, JOIN_SECONDS)
+        deadline = time.monotonic() + JOIN_SECONDS
+        message = None
+        while message is None and time.monotonic() < deadline and self.asked.who is None:
+            with contextlib.suppress(queue.Empty):
+                message = spoke.inbox.get(timeout=POLL_SECONDS)
+                if message is None:
+                    break
+        if message is None or "go" not in message:
+            spoke.close()
+            raise LaunchError(f"{self.host}: the first node ended, or did not answer, before the ranks were started.")
+        self.council = Member(self.job, spoke, str(message["host"]))
+        interface = self.job.interface or network.interface_of(spoke.address) or "lo"
+        return Meeting(str(message["go"])), interface, []
 
-def _end(job: Job, started: Sequence[Started]) -> None:
-    """End what still runs: SIGTERM, then SIGKILL to the groups; a second signal from outside skips the wait."""
-    running = [one for one in started if one.status is None]
-    try:
+    # ------------------------------------------------------------ the end
+
+    def end(self) -> None:
+        """End what still runs, and leave nothing behind; a signal from outside skips the wait."""
+        running = [one for one in self.started if one.status is None]
         for one in running:
             one.stopped = True
             one.signal_group(signal.SIGTERM)
-        deadline = time.monotonic() + job.stop_grace
-        while time.monotonic() < deadline and any(one.status is None for one in running):
+        deadline = time.monotonic() + KILL_GRACE
+        while time.monotonic() < deadline and any(one.status is None for one in running) and not self.asked.at_once:
             time.sleep(POLL_SECONDS / 2)
-    except Stopped:
-        pass
-    finally:
-        for one in started:
+        for one in self.started:
             one.signal_group(signal.SIGKILL)  # also what a rank itself left running in its group
-        for one in started:
+        for one in self.started:
             one.thread.join()
             one.process.wait()
+            one.pulse.close()
+        if self.council is not None:
+            self.council.close()
+        if self._store is not None:
+            self._store.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- what went wrong
-
-
-def _failure(one: Started, logs: Path) -> Failure | None:
-    """None when the rank ended well, or only because :func:`_end` ended it."""
-    facts = _facts(logs / f"rank-{one.rank}.error.json")
-    if not facts and (one.stopped or not one.status):
-        return None
-    status = one.status if one.status else 70
-    when = float(facts.get("time") or one.ended)
-    if not facts and status < 0 and -status in PRIMARY:
-        when -= PRIMARY_HEAD_START
-    return Failure(one.rank, when, status, facts, one.log, last_lines(one.log, one.began_at))
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return facts if isinstance(facts, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def last_lines(log: Path, began_at: int, count: int = LAST_LINES) -> list[str]:
-    """The last lines that this launch wrote into ``log``."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(began_at, size - 65536))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line.rstrip()[:500] for line in text.splitlines() if line.strip()][-count:]
-
-
-def launch_error(failure: Failure, ranks: int) -> LaunchError:
-    """The error that names the rank, its stage, its message and its last lines."""
-    where = f", in stage {failure.facts['stage']!r}" if failure.facts.get("stage") else ""
-    message = f"Rank {failure.rank} of {ranks} failed first{where}: {_what(failure)}"
-    if failure.lines:
-        message += f"\nIts last lines ({failure.log}):\n" + "\n".join(f"    {line}" for line in failure.lines)
-    error = LaunchError(message)
-    error.exit_code = failure.exit_code
-    return error
-
-
-def _what(failure: Failure) -> str:
-    if failure.facts:
-        kind = failure.facts.get("kind", "Error")
-        known = f"{kind}: " if failure.exit_code == 70 else ""
-        return f"{known}{failure.facts.get('message', '')}"
-    if failure.status >= 0:
-        return f"it ended with status {failure.status}."
-    name = signal.Signals(-failure.status).name
-    if -failure.status == signal.SIGKILL:
-        return (
-            f"it was killed by {name}. That is most often the kernel when memory runs out (see `dmesg`): lower "
-            "training.micro_batch_tokens or launch.processes. The run continues from its last checkpoint."
-        )
-    return f"it was killed by {name}. The run continues from its last checkpoint."
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

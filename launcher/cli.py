@@ -46,18 +46,21 @@ def run(
     run_file: Run,
     overrides: Overrides = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Only this stage.")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="FILE", help="Cluster file: not this machine alone.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything, print what would be started, stop.")] = False,
 ) -> None:
     """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
+    from configs.cluster import load_cluster
     from launcher import launch
     from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
     Current.folder = config.folder
+    where = None if cluster is None else load_cluster(cluster)
     if dry_run:
-        typer.echo(launch.dry_run(config, only))
+        typer.echo(launch.dry_run(config, only, where))
     else:
-        launch.launch(config, only)
+        launch.launch(config, only, where)
 
 
 @app.command()

@@ -5,8 +5,11 @@ From a checkout without installation: ``python launcher/launch.py RUN.yaml [a.b=
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,52 +18,97 @@ if __name__ == "__main__":  # as a script, the folder of this file is on the pat
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from configs import loader
-from configs.errors import output_error
+from configs.cluster import ClusterConfig
+from configs.errors import LaunchError, Requeue, output_error
 from launcher import devices, environment
-from launcher.agent import Job
+from launcher.job import Job, passed_on
 from launcher.lock import folder_lock
 from launcher.signals import stop_signals
 
 if TYPE_CHECKING:
-    from configs.cluster import ClusterConfig
     from data_prep.config import DataConfig
     from distill_core.config import RunConfig
     from launcher.backends import Backend
 
 
-def launch(config: RunConfig, only: str | None = None) -> int:
+def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | None = None) -> int:
     """Carry out ``config``: check it, prepare its data, run its stages; 0 when everything ended well.
 
     Raises:
         ZhengliuError: what went wrong, with its exit status. Whatever can be known beforehand comes before the
             preparation starts.
     """
-    backend, job = plan_job(config, only)
+    backend, job = plan_job(config, only, cluster)
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
         prepare_data(config.data, config.data_folder)
-        backend.run(job)
+        carry_through(backend, job)
     return 0
 
 
-def dry_run(config: RunConfig, only: str | None = None) -> str:
+def carry_through(backend: Backend, job: Job) -> None:
+    """Run ``job``; start it again when a rank or node was lost, as often as the cluster file allows.
+
+    Raises:
+        LaunchError, Requeue: the last start's.
+    """
+    supervision = backend.cluster.supervision
+    for restart in itertools.count():
+        try:
+            return backend.run(job)
+        except Requeue:
+            raise
+        except LaunchError as error:
+            if error.exit_code != LaunchError.exit_code or restart >= supervision.restarts:
+                raise
+            left = remaining(job, error.host, supervision.min_nodes)
+            again = f"Starting again ({restart + 1} of {supervision.restarts}), with {max(1, len(left))} node(s)."
+            print(f"{error}\n{again}", flush=True)
+            job = job.with_nodes(left, mark()) if left else job
+
+
+def remaining(job: Job, lost: str | None, min_nodes: int | None) -> list[str]:
+    """The nodes of the next start: all of them, or without the lost one where the run is elastic."""
+    left = [host for host in job.hosts if host != lost]
+    return left if min_nodes is not None and len(left) >= max(1, min_nodes) else list(job.hosts)
+
+
+def mark() -> str:
+    """A name for one start, in the order of time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def dry_run(config: RunConfig, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
     """What :func:`launch` would start; every check is made, nothing is prepared or started."""
-    backend, job = plan_job(config, only)
+    backend, job = plan_job(config, only, cluster)
     return backend.describe(job)
 
 
-def plan_job(config: RunConfig, only: str | None) -> tuple[Backend, Job]:
+def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None = None) -> tuple[Backend, Job]:
     """Check everything that can be known now, and say where the ranks will run."""
     from distill_core import preflight
     from launcher.backends import BACKENDS
     from launcher.runfile import check_stage
 
     check_stage([stage.name for stage in config.stages], only)
-    backend = BACKENDS[config.launch.backend]()
-    job = Job(folder=config.folder, ranks=ranks(config.launch.processes), only=only)
+    where = ClusterConfig(kind=config.launch.backend) if cluster is None else cluster
+    backend = BACKENDS[where.kind](where)
+    nodes = backend.nodes()
+    job = Job(
+        folder=config.folder,
+        ranks=backend.ranks(config.launch.processes),
+        only=only,
+        nodes=len(nodes),
+        hosts=nodes if any(nodes) else (),
+        environment=where.variables | (passed_on(os.environ, where.pass_variables) if any(nodes) else {}),
+        interface=where.interface,
+        timeouts=where.supervision.timeouts,
+        mark=mark(),
+        followed=any(nodes),
+    )
     check_sources(config.data, config.data_folder)
-    preflight.check(config, job.ranks)
+    preflight.check(config, job.world_size)
     return backend, job
 
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from configs.cluster import ClusterConfig
 from configs.registry import Registry
-from launcher.agent import Job
+from launcher.job import Job
 
 
 class Backend(ABC):
-    """One way of starting agents."""
+    """One way of starting agents; ``cluster``: the cluster file, or an empty one of its kind."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self.cluster = cluster
+
+    def nodes(self) -> list[str]:
+        """The nodes' names, as far as they are known beforehand; ``[""]`` for this machine."""
+        return [""]
+
+    def ranks(self, wanted: int | None) -> int:
+        """Ranks on each node; ``wanted``: by the run file."""
+        from launcher.launch import ranks
+
+        return ranks(self.cluster.processes or wanted)
 
     @abstractmethod
     def describe(self, job: Job) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 from launcher import agent
-from launcher.agent import Job
 from launcher.backends.base import BACKENDS, Backend
+from launcher.job import Job, rank_environment
 
 
 @BACKENDS.add("local")
@@ -17,7 +17,7 @@ class Local(Backend):
         rendezvous = f"file://{job.folder.resolve()}/logs/.rendezvous-ID"
         lines = []
         for rank in range(job.ranks):
-            environment = agent.rank_environment(job, rank, rendezvous, {})
+            environment = rank_environment(job, rank, rendezvous, {}, pulse="FILE")
             words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
             log = shlex.quote(str(job.folder / "logs" / f"rank-{rank}.log"))
             lines.append(" \\\n    ".join([*words, f"{shlex.join(job.argv())} >> {log} 2>&1"]))

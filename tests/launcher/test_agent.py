@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from configs.cluster import Timeouts
 from configs.errors import LaunchError
-from launcher import agent, devices
-from launcher.agent import Job
+from launcher import agent, devices, ranks
+from launcher.job import Job, rank_environment
 from launcher.signals import Stopped
 
 PROGRAM = Path(__file__).with_name("fake_rank.py")
@@ -26,11 +27,11 @@ Acts = Callable[..., Job]
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acts:
-    def make(*acts: str, peer_grace: float = 5.0, stop_grace: float = 10.0) -> Job:
+    def make(*acts: str, peer_grace: float = 5.0) -> Job:
         for rank, words in enumerate(acts):
             monkeypatch.setenv(f"FAKE_{rank}", words)
         command = [sys.executable, "-I", "-S", str(PROGRAM), str(tmp_path)]
-        return Job(tmp_path, len(acts), command=command, peer_grace=peer_grace, stop_grace=stop_grace)
+        return Job(tmp_path, len(acts), command=command, timeouts=Timeouts(peer_grace=peer_grace))
 
     return make
 
@@ -130,7 +131,7 @@ def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
 def test_peers_and_their_children_are_gone_after_a_failure(job: Acts, tmp_path: Path) -> None:
     stubborn = "ignore:SIGTERM;child;ready;sleep:300"
     with pytest.raises(LaunchError, match="Rank 1"):
-        agent.run(job(stubborn, "await:ready-0;fail:65", peer_grace=0.1, stop_grace=0.2))
+        agent.run(job(stubborn, "await:ready-0;fail:65", peer_grace=0.1))
     pids = wait_for(tmp_path / "ready-0", tmp_path / "child-0.pid")
     assert all(gone(pid) for pid in pids)
 
@@ -146,7 +147,7 @@ def test_children_of_a_rank_that_ended_well_are_gone(job: Acts, tmp_path: Path) 
     assert gone(*wait_for(tmp_path / "child-0.pid"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_signal_to_the_launcher_ends_the_ranks(
     job: Acts, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
@@ -160,14 +161,14 @@ def test_a_signal_to_the_launcher_ends_the_ranks(
 
 
 def test_a_second_signal_does_not_wait_for_a_stubborn_rank(job: Acts, tmp_path: Path) -> None:
-    job("ignore:SIGTERM;ready;sleep:300")
+    job("ignore:SIGTERM;ignore:SIGUSR1;ready;sleep:300")
     with launcher(tmp_path, ranks=1) as process:
         pids = wait_for(tmp_path / "ready-0")
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        assert process.wait(10) == 75
     assert gone(*pids)
 
 
@@ -183,8 +184,8 @@ def test_sigkill_of_the_launcher_leaves_no_rank(job: Acts, tmp_path: Path) -> No
 def launcher(folder: Path, ranks: int) -> subprocess.Popen[bytes]:
     """A launcher process of its own, over the fake ranks."""
     code = (
-        "import sys; from pathlib import Path; from launcher import agent, cli;"
-        f"job = agent.Job(Path({str(folder)!r}), {ranks}, command=[sys.executable, '-I', '-S', {str(PROGRAM)!r}, "
+        "import sys; from pathlib import Path; from launcher import agent, cli; from launcher.job import Job;"
+        f"job = Job(Path({str(folder)!r}), {ranks}, command=[sys.executable, '-I', '-S', {str(PROGRAM)!r}, "
         f"{str(folder)!r}]);"
         "sys.exit(cli.status_of(lambda: agent.run(job)))"
     )
@@ -218,7 +219,7 @@ def test_what_a_rank_finds_in_its_environment(job: Acts, tmp_path: Path, monkeyp
 def test_the_users_own_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda visible=None: 0)
     base = {"OMP_NUM_THREADS": "7", "GLOO_SOCKET_IFNAME": "eth9", "PYTHONPATH": "/theirs"}
-    environment = agent.rank_environment(Job(tmp_path, 2), 0, "file:///x", base)
+    environment = rank_environment(Job(tmp_path, 2), 0, "file:///x", base)
     assert environment["OMP_NUM_THREADS"] == "7"
     assert environment["GLOO_SOCKET_IFNAME"] == "eth9"
     assert environment["PYTHONPATH"].split(os.pathsep)[1:] == ["/theirs"]
@@ -226,7 +227,7 @@ def test_the_users_own_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_on_gpus_the_accelerator_is_not_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda visible=None: 2)
-    assert "DS_ACCELERATOR" not in agent.rank_environment(Job(tmp_path, 2), 0, "file:///x", {})
+    assert "DS_ACCELERATOR" not in rank_environment(Job(tmp_path, 2), 0, "file:///x", {})
 
 
 def test_an_unwritable_run_folder(tmp_path: Path) -> None:
@@ -238,11 +239,11 @@ def test_an_unwritable_run_folder(tmp_path: Path) -> None:
 def test_last_lines_are_bounded(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("old\n" + "".join(f"{i} {'x' * 600}\n" for i in range(1000)))
-    lines = agent.last_lines(log, began_at=4)
-    assert len(lines) == agent.LAST_LINES
+    lines = ranks.last_lines(log, began_at=4)
+    assert len(lines) == ranks.LAST_LINES
     assert lines[-1].startswith("999 ")
     assert all(len(line) <= 500 for line in lines)
-    assert agent.last_lines(log, began_at=log.stat().st_size) == []
+    assert ranks.last_lines(log, began_at=log.stat().st_size) == []
 
 
 def test_stopped_is_not_an_exception() -> None:

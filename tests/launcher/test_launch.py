@@ -14,8 +14,8 @@ from configs.errors import ConfigError, DataError, LaunchError, OutputError
 from configs.loader import load
 from distill_core.config import RunConfig
 from launcher import devices, environment, launch
-from launcher.agent import Job
 from launcher.backends import BACKENDS, Backend
+from launcher.job import Job
 from launcher.lock import folder_lock
 from launcher.runfile import PrepConfig, open_prep, open_run
 

@@ -1,0 +1,168 @@
+"""The launcher's side of a job whose agents it has started elsewhere: it shows, waits, and passes signals on.
+
+Exit statuses of remote shells and of other launchers are not believed: a run is done when the agent of node 0 has
+written so into the launch's folder, and never else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from configs.errors import LaunchError
+from launcher.agent import POLL_SECONDS, Asked
+from launcher.job import Job, write_private
+from launcher.signals import Stopped
+from launcher.verdict import Verdict, read_verdict
+from launcher.watch import Watch
+
+BEAT_SECONDS = 0.5
+LINGER_SECONDS = 10.0
+"""For remote shells to end after the verdict, and for a verdict after the last of them has ended."""
+
+
+@dataclass
+class Shell:
+    """A local process (ssh, pdsh, DeepSpeed's runner, mpirun) behind which agents run."""
+
+    name: str
+    program: str
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+    """What it printed."""
+
+    @classmethod
+    def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Shell:
+        """Raises LaunchError: there is no such program."""
+        said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            raise LaunchError(f"{argv[0]} cannot be started ({error.strerror}). Is it installed?") from None
+        return cls(name, Path(argv[0]).name, process, said)
+
+    def last_words(self, count: int = 5) -> str:
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").splitlines()
+        return "\n".join(f"    {line[:500]}" for line in lines[-count:])
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.said.close()
+
+
+class Beat:
+    """``launcher.json``: a number that grows while the launcher lives, and whether it asks the ranks to stop."""
+
+    def __init__(self, place: Path) -> None:
+        self.stop: str | None = None
+        self._path = place / "launcher.json"
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._number = 0
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[Beat]:
+        self.write()
+        thread = threading.Thread(target=self._run, daemon=True, name="beat")
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full disk: the agents will say so
+                self.write()
+
+    def ask_to_stop(self, why: str) -> None:
+        self.stop = self.stop or why
+        self.write()
+
+    def write(self) -> None:
+        with self._lock:
+            self._number += 1
+            write_private(self._path, json.dumps({"beat": self._number, "stop": self.stop}))
+
+
+def follow(job: Job, shells: Sequence[Shell], beat: Beat) -> None:
+    """Show rank 0's lines until there is a verdict.
+
+    Raises:
+        LaunchError, Requeue: the verdict, or a shell that ended without one.
+        Stopped: Ctrl-C, after the ranks have ended.
+    """
+    asked = Asked()
+    log = job.folder / "logs" / "rank-0.log"
+    began_at = log.stat().st_size if log.exists() else 0
+    with asked.heeded(), Watch(log, began_at, job.folder / "logs" / "progress.json") as watch:
+        try:
+            verdict = _await(job, shells, beat, asked, watch)
+        finally:
+            for shell in shells:
+                shell.end()
+    if asked.interrupted is not None and verdict.kind == "stopped":
+        raise Stopped(asked.interrupted)
+    verdict.raise_unless_done()
+
+
+def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: Watch) -> Verdict:
+    """Until node 0 has spoken and the shells have ended, or they have ended without a word."""
+    lost: Shell | None = None
+    ended: float | None = None
+    while True:
+        watch.refresh()
+        verdict = read_verdict(job)
+        running = [shell for shell in shells if shell.process.poll() is None]
+        if asked.who is not None and beat.stop is None:
+            beat.ask_to_stop(asked.who)
+        broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
+        if broken and lost is None and verdict is None:
+            lost = broken[0]
+            beat.ask_to_stop(f"the loss of {lost.name}")
+        if ended is None and (verdict is not None or not running or asked.at_once):
+            ended = time.monotonic()
+        if ended is not None:
+            over = time.monotonic() - ended > LINGER_SECONDS
+            if verdict is not None and (over or not running):
+                return _final(verdict, lost)
+            if verdict is None and (over or asked.at_once):
+                return Verdict("failed", _silence(lost, shells), LaunchError.exit_code, lost.name if lost else None)
+        time.sleep(POLL_SECONDS)
+
+
+def _final(verdict: Verdict, lost: Shell | None) -> Verdict:
+    """A stop that we asked for because a shell had ended is that shell's failure."""
+    if lost is None or verdict.kind != "stopped":
+        return verdict
+    return Verdict("failed", _silence(lost, [lost]), LaunchError.exit_code, lost.name)
+
+
+def _silence(lost: Shell | None, shells: Sequence[Shell]) -> str:
+    shell = lost or shells[0]
+    words = shell.last_words()
+    said = f" It said:\n{words}" if words else ""
+    ended = f"`{shell.program}` ended with status {shell.process.poll()}"
+    return f"{shell.name}: {ended}, and its agent without a word.{said}"

@@ -1,0 +1,166 @@
+"""What is to be started: the ranks of a run on one node or on many, and the rules by which they are watched.
+
+On several nodes a job travels as ``launch/MARK/job.json`` in the run folder, which all nodes see and only its owner
+reads. So no argument, path or variable of the run ever goes through a remote shell or stands on a command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from configs.cluster import Timeouts
+from configs.errors import LaunchError, output_error
+from launcher import devices
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSED_ON = ("GLOO_", "HF_DATASETS_", "HF_HUB_", "NCCL_", "OMP_", "TORCH_", "ZHENGLIU_")
+PASSED_NAMES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "HF_HOME", "LANG", "LC_ALL", "MKL_NUM_THREADS", "TZ")
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The ranks of one run."""
+
+    folder: Path
+    """The run folder; on several nodes, on a file system that all of them share."""
+    ranks: int
+    """On each node."""
+    only: str | None = None
+    command: Sequence[str] = ()
+    """What each rank runs; default: the rank program of ``distill_core``."""
+    nodes: int = 1
+    hosts: Sequence[str] = ()
+    """Names of the nodes, for messages; default: what each calls itself."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """For the ranks, over what their node has."""
+    interface: str | None = None
+    timeouts: Timeouts = Timeouts()
+    mark: str = "local"
+    """Of this start: ``launch/MARK/`` holds what the nodes tell each other."""
+    followed: bool = False
+    """Whether the launcher stays, so that its death is to end the ranks (not where a scheduler holds the job)."""
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks
+
+    @property
+    def place(self) -> Path:
+        return self.folder / "launch" / self.mark
+
+    def argv(self) -> list[str]:
+        if self.command:
+            return list(self.command)
+        # -P: what lies in the user's working folder must not shadow a library.
+        only = ["--only", self.only] if self.only else []
+        return [sys.executable, "-P", "-m", "distill_core.run", str(self.folder.resolve()), *only]
+
+    def save(self) -> Path:
+        """Write ``job.json``; returns its path."""
+        facts = {
+            "folder": str(self.folder.resolve()),
+            "ranks": self.ranks,
+            "nodes": self.nodes,
+            "command": self.argv(),
+            "hosts": list(self.hosts),
+            "environment": dict(self.environment),
+            "interface": self.interface,
+            "timeouts": self.timeouts.model_dump(),
+            "mark": self.mark,
+            "followed": self.followed,
+        }
+        path = self.place / "job.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(0o700)
+            write_private(path, json.dumps(facts, ensure_ascii=False, indent=1))
+        except OSError as error:
+            raise output_error(path, error) from error
+        return path
+
+    @classmethod
+    def open(cls, path: Path) -> Job:
+        """Raises LaunchError: the file is not there, or is none."""
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            timeouts = Timeouts(**facts.pop("timeouts"))
+            return cls(**{**facts, "folder": Path(facts["folder"])}, timeouts=timeouts)
+        except OSError as error:
+            raise LaunchError(
+                f"{path} cannot be read on this node ({error.strerror}). The run folder must lie on a file system that "
+                "all nodes share, under the same path."
+            ) from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise LaunchError(f"{path} is no description of a job ({error}). Start the run again.") from None
+
+    def with_nodes(self, hosts: Sequence[str], mark: str) -> Job:
+        return replace(self, nodes=len(hosts), hosts=hosts, mark=mark)
+
+
+def write_private(path: Path, text: str) -> None:
+    """As a whole, and readable for this user alone."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(aside, path)
+
+
+def passed_on(base: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, str]:
+    """Of the launcher's own environment, what ranks on other nodes get: an allow-list, and what the user names.
+
+    Whatever is called like a secret goes only by name.
+    """
+    listed = {
+        name: value
+        for name, value in base.items()
+        if (name.startswith(PASSED_ON) or name in PASSED_NAMES) and not any(word in name for word in SECRET_WORDS)
+    }
+    missing = [name for name in names if name not in base]
+    if missing:
+        raise LaunchError(
+            f"pass_variables names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set here. "
+            "Set it, or take it out of the cluster file."
+        )
+    return listed | {name: base[name] for name in names}
+
+
+def rank_environment(
+    job: Job, rank: int, rendezvous: str, base: Mapping[str, str], interface: str = "lo", pulse: str = ""
+) -> dict[str, str]:
+    """``base`` and what a rank needs to find its peers; what the user set about threads and networks stays.
+
+    Args:
+        rank: its number on this node is ``rank % job.ranks``.
+        interface: this node's, for the ranks' traffic.
+        pulse: file in which the rank notes where it is.
+    """
+    environment = {**base, **job.environment}
+    paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // job.ranks)))
+    environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if job.nodes > 1:
+        environment.setdefault("NCCL_SOCKET_IFNAME", interface)
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars fill a log file with one endless line
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.distributed.c10d_logger")  # DeepSpeed's
+    if devices.gpus(visible=environment.get("CUDA_VISIBLE_DEVICES")) == 0:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank % job.ranks),
+        "WORLD_SIZE": str(job.world_size),
+        "LOCAL_WORLD_SIZE": str(job.ranks),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "ZHENGLIU_RENDEZVOUS": rendezvous,
+        "ZHENGLIU_PULSE": pulse,
+        "PYTHONUNBUFFERED": "1",
+    }

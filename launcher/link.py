@@ -1,0 +1,156 @@
+"""How the agents of several nodes talk: each keeps one TCP connection to the agent of node 0, JSON line by line.
+
+Node 0 listens on one address and a free port, and leaves both in ``link.json`` in the launch's folder, with a token
+that whoever connects must send first. The folder lies on the file system that all nodes share and only its owner can
+read, so that whoever can read the token could start ranks anyway. Lines are data: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import queue
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from configs.errors import LaunchError
+from launcher import network
+from launcher.job import write_private
+
+Message = dict[str, Any]
+MAX_LINE = 1 << 20
+GREETING_SECONDS = 5.0
+
+
+class Line:
+    """One connection. Reading happens in a thread, so that a peer that is silent holds nobody up."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._lock = threading.Lock()
+        self._rest = b""
+
+    def send(self, message: Message) -> bool:
+        """False when the other side is gone, or does not read."""
+        data = json.dumps(message, ensure_ascii=False).encode() + b"\n"
+        try:
+            with self._lock:
+                self._socket.sendall(data)
+            return True
+        except OSError:
+            return False
+
+    def receive(self, seconds: float | None) -> Message | None:
+        """The next message; None at the end of the connection, after ``seconds``, and for what is no message."""
+        self._socket.settimeout(seconds)
+        try:
+            while b"\n" not in self._rest:
+                data = self._socket.recv(65536)
+                if not data or len(self._rest) > MAX_LINE:
+                    return None
+                self._rest += data
+            line, self._rest = self._rest.split(b"\n", 1)
+            message = json.loads(line)
+        except (OSError, ValueError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class Hub:
+    """Node 0's side: listens, and knows the line of each node."""
+
+    def __init__(self, place: Path, address: str) -> None:
+        self.inbox: queue.Queue[tuple[int, Message]] = queue.Queue()
+        self.lines: dict[int, Line] = {}
+        self.address = address
+        self._token = secrets.token_hex(32)
+        self._server = network.listen(address)
+        self._file = place / "link.json"
+        facts = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
+        write_private(self._file, json.dumps(facts))
+        threading.Thread(target=self._accept, daemon=True, name="hub").start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="line").start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        line = Line(connection)
+        hello = line.receive(GREETING_SECONDS)
+        if hello is None or not hmac.compare_digest(str(hello.get("token")), self._token):
+            line.close()
+            return
+        node = int(hello["node"])
+        self.lines[node] = line
+        self.inbox.put((node, {"host": hello.get("host", "?")}))
+        while (message := line.receive(None)) is not None:
+            self.inbox.put((node, message))
+        self.inbox.put((node, {"gone": True}))
+
+    def send_all(self, message: Message) -> None:
+        for line in list(self.lines.values()):
+            line.send(message)
+
+    def close(self) -> None:
+        self._server.close()
+        self._file.unlink(missing_ok=True)
+        for line in self.lines.values():
+            line.close()
+
+
+class Spoke:
+    """Another node's side."""
+
+    def __init__(self, place: Path, node: int, host: str, seconds: float) -> None:
+        self.inbox: queue.Queue[Message | None] = queue.Queue()
+        facts = _wait_for(place / "link.json", seconds)
+        try:
+            connection = socket.create_connection((facts["address"], facts["port"]), timeout=seconds)
+        except OSError as error:
+            raise LaunchError(
+                f"{host} cannot reach the first node at {facts['address']} port {facts['port']} "
+                f"({error.strerror or error}). Is there a firewall between the nodes? `interface` in the cluster file "
+                "chooses another network."
+            ) from None
+        self.address: str = connection.getsockname()[0]
+        self.line = Line(connection)
+        self.line.send({"token": facts["token"], "node": node, "host": host})
+        threading.Thread(target=self._listen, daemon=True, name="spoke").start()
+
+    def _listen(self) -> None:
+        while (message := self.line.receive(None)) is not None:
+            self.inbox.put(message)
+        self.inbox.put(None)
+
+    def close(self) -> None:
+        self.line.close()
+
+
+def _wait_for(path: Path, seconds: float) -> Message:
+    """What node 0 has written. The folder is listed each time, which makes NFS look again."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            list(path.parent.iterdir())
+            facts: Message = json.loads(path.read_text(encoding="utf-8"))
+            return facts
+        time.sleep(0.1)
+    raise LaunchError(
+        f"{socket.gethostname()}: the agent of the first node has not appeared within {seconds:.0f} s ({path} is not "
+        "there). Did it start? Does the run folder lie on a file system that all nodes share?"
+    )

@@ -1,0 +1,77 @@
+"""How a start of a job ended, as the nodes tell it to each other and to the launcher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.errors import LaunchError, Requeue
+from launcher.job import Job, write_private
+from launcher.ranks import REQUEUE, Failure
+
+Kind = Literal["done", "failed", "stopped"]
+FILE = "verdict.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``stopped``: asked to, by a signal or by a launcher that is gone; the run can go on."""
+
+    kind: Kind
+    message: str = ""
+    exit_code: int = 0
+    host: str | None = None
+    """Of the failure."""
+
+    @classmethod
+    def failure(cls, failure: Failure, job: Job) -> Verdict:
+        return cls("failed", failure.text(job.world_size, job.nodes), failure.exit_code, failure.host)
+
+    @classmethod
+    def stopped(cls, why: str, complete: bool) -> Verdict:
+        kept = (
+            "The state of the last step is in a checkpoint."
+            if complete
+            else "Not all ranks reached the end of their step in time (supervision.timeouts.stop) and were killed."
+        )
+        return cls("stopped", f"Stopped by {why}. {kept} The same command continues.", REQUEUE)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "message": self.message, "exit_code": self.exit_code, "host": self.host}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Verdict:
+        return cls(facts["kind"], facts["message"], int(facts["exit_code"]), facts.get("host"))
+
+    def raise_unless_done(self) -> None:
+        """Raises LaunchError (failed) or Requeue (stopped), with the exit status that the command ends with."""
+        if self.kind == "done":
+            return
+        error: LaunchError = Requeue(self.message) if self.kind == "stopped" else LaunchError(self.message)
+        error.exit_code = self.exit_code
+        error.host = self.host
+        raise error
+
+    def save(self, folder: Path, node: int | None = None) -> None:
+        """``node`` None: what node 0 decided for all; else what this node saw."""
+        write_private(folder / (FILE if node is None else f"node-{node}.json"), json.dumps(self.to_json()))
+
+
+def read_verdict(job: Job) -> Verdict | None:
+    """What the nodes left: node 0's word for all, else that of whichever node saw a failure."""
+    names = [FILE, *(f"node-{node}.json" for node in range(job.nodes))]
+    found = [_read(job.place / name) for name in names]
+    if found[0] is not None:
+        return found[0]
+    said = [verdict for verdict in found[1:] if verdict is not None and verdict.kind != "done"]
+    return min(said, key=lambda verdict: verdict.kind == "stopped", default=None)
+
+
+def _read(path: Path) -> Verdict | None:
+    try:
+        return Verdict.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

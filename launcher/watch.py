@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 MAX_READ = 1 << 20
+HEADER = re.compile(r"=== \S+ \S+ rank 0 of \d+ ===")
+"""What the agent writes above the lines of each start."""
 
 
 def duration(seconds: float) -> str:
@@ -79,6 +82,8 @@ class Watch:
         return bool(new)
 
     def _show(self, line: str) -> None:
+        if HEADER.fullmatch(line):
+            return
         if self._live is not None:
             self.console.print(Text.from_ansi(line), soft_wrap=True)
         else:

@@ -49,7 +49,7 @@ def steps(engine: Engine, teacher: Teacher, corpus: Corpus, rank: Rank, first: i
     loader = Loader(CorpusSource(corpus.split("train")), 7, 12, 150, rank.rank, rank.world_size, "runs")
     rows = []
     for step, _ in loader.steps(first, last):
-        counts = global_counts(step.batches, rank)
+        counts, _ = global_counts(step.batches, rank)
         loss = torch.zeros(())
         for batch in step.batches:
             losses = engine(batch, [teacher(batch)], counts, 0.0)

@@ -105,7 +105,7 @@ def test_layers_are_read_from_the_names_of_losses() -> None:
 def test_what_counts_and_what_gets_gradients(tiny_corpus: Corpus, config: ProgressiveConfig) -> None:
     made, teacher = module(tiny_corpus.vocab_size, config)
     batch = Loader(CorpusSource(tiny_corpus.split("train")), 1, 4, 4000, 0, 1, "runs").step(0).batches[0]
-    counts, answers = global_counts([batch], RANK), [teacher(batch)]
+    counts, answers = global_counts([batch], RANK)[0], [teacher(batch)]
     for step in range(STEPS):
         made.zero_grad()
         losses = made(batch, answers, counts, step / STEPS)

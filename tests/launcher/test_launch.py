@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.cluster import ClusterConfig, load_cluster
 from configs.errors import ConfigError, DataError, LaunchError, OutputError
 from configs.loader import load
 from distill_core.config import RunConfig
@@ -112,7 +113,7 @@ def test_the_local_backend_describes_what_it_runs(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(devices, "cores", lambda: 4)
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     run = tmp_path / "my run"
-    said = BACKENDS["local"]().describe(Job(run, 2, only="student"))
+    said = BACKENDS["local"](ClusterConfig(kind="local")).describe(Job(run, 2, only="student"))
     golden = """\
 PYTHONPATH=ROOT \\
     OMP_NUM_THREADS=2 \\
@@ -127,6 +128,7 @@ PYTHONPATH=ROOT \\
     LOCAL_WORLD_SIZE=2 \\
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \\
     ZHENGLIU_RENDEZVOUS='file://RUN/logs/.rendezvous-ID' \\
+    ZHENGLIU_PULSE=FILE \\
     PYTHONUNBUFFERED=1 \\
     /venv/bin/python -P -m distill_core.run 'RUN' --only student >> 'RUN/logs/rank-{rank}.log' 2>&1"""
     expected = "\n".join(golden.format(rank=rank) for rank in range(2))
@@ -135,8 +137,11 @@ PYTHONPATH=ROOT \\
 
 @pytest.mark.parametrize("name", list(BACKENDS))
 def test_every_backend_describes_itself(name: str, tmp_path: Path) -> None:
-    said = BACKENDS[name]().describe(Job(tmp_path, 2))
-    assert "distill_core.run" in said
+    """Each has an example of its cluster file, and says all commands that it would start."""
+    backend = BACKENDS[name](load_cluster(f"clusters/{name}"))
+    hosts = backend.nodes() if any(backend.nodes()) else ()
+    said = backend.describe(Job(tmp_path, 2, nodes=len(backend.nodes()), hosts=hosts))
+    assert "distill_core.run" in said or "node.py" in said
     assert str(tmp_path) in said
 
 

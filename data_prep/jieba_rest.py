@@ -6,8 +6,8 @@ from typing import Any
 
 from numba import njit
 
-from data_prep.jieba_tables import FORCED, HAN, HASH, LONG_KEY
-from data_prep.jieba_words import LONG_MASK, NEVER, PAIR_MASK, TWO, ZERO, U
+from data_prep.jieba_trie import BASE_BITS, FORCED, HAN
+from data_prep.jieba_words import NEVER, ZERO, U
 
 
 @njit(nogil=True, cache=True)
@@ -20,6 +20,8 @@ def rest(n: Any, at: Any, long_size: Any, starts: Any, tables: Any, hmm: Any) ->
     """Cut the runs at ``found[:n]`` as jieba does what its route leaves over."""
     ids, size, two, first, found, back = at.ids, at.size, at.two, at.first, at.found, at.back
     emit, start, moves, forced = tables.emit, tables.start, tables.moves, tables.forced[0] != 0
+    if hmm and not forced:
+        n = _two_ideographs(n, at, starts, emit, start, moves)
     for j in range(n):
         begin = U(found[j])
         end = begin + U(2)
@@ -52,6 +54,30 @@ def rest(n: Any, at: Any, long_size: Any, starts: Any, tables: Any, hmm: Any) ->
 
 
 @njit(nogil=True, cache=True)
+def _two_ideographs(n: Any, at: Any, starts: Any, emit: Any, start: Any, moves: Any) -> Any:
+    """Cut those of the runs that are most frequent, without branches; keeps the others in ``found``; returns how many.
+
+    The model has two ways for them, BE and SS; jieba's ties.
+    """
+    ids, size, found = at.ids, at.size, at.found
+    be, me, es, ss = moves[4], moves[5], moves[6], moves[7]
+    left = ZERO
+    for j in range(n):
+        k = U(found[j])
+        a, b = U(ids[k]), U(ids[k + U(1)])
+        short = ((size[k + U(2)] != 1) | (ids[k + U(2)] == 0)) & (a >= U(HAN)) & (b >= U(HAN))
+        first, second = a * U(4), b * U(4)
+        at_e, at_s = emit[second + U(2)], emit[second + U(3)]
+        s0, s1 = start[2] + emit[first + U(2)] + es + at_s, start[3] + emit[first + U(3)] + ss + at_s
+        e0, e1 = start[0] + emit[first] + be + at_e, start[1] + emit[first + U(1)] + me + at_e
+        apart = (s1 if s1 > s0 else s0) >= (e1 if e1 > e0 else e0)
+        starts[k + U(1)] = apart | (at.two[k] > NEVER) | (not short)
+        found[left] = k
+        left += U(not short)
+    return left
+
+
+@njit(nogil=True, cache=True)
 def _is_longer_word(length: Any, word: Any, long_size: Any) -> Any:
     while word != ZERO and long_size[word - U(1)] != 0:
         if U(long_size[word - U(1)]) == length:
@@ -65,16 +91,11 @@ def _viterbi(begin: Any, end: Any, ids: Any, back: Any, starts: Any, emit: Any, 
     """``jieba.finalseg``'s most probable states B, M, E, S (0 to 3) of two and more ideographs, with its ties."""
     eb, sb, bm, mm = moves[0], moves[1], moves[2], moves[3]
     be, me, es, ss = moves[4], moves[5], moves[6], moves[7]
-    row = (U(ids[begin]) - U(HAN)) * U(4)
+    row = U(ids[begin]) * U(4)
     b, m = start[0] + emit[row], start[1] + emit[row + U(1)]
     e, s = start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
-    if end - begin == U(2):  # most often
-        row = (U(ids[begin + U(1)]) - U(HAN)) * U(4)
-        at_e, at_s = emit[row + U(2)], emit[row + U(3)]
-        starts[begin + U(1)] = max(e + es + at_s, s + ss + at_s) >= max(b + be + at_e, m + me + at_e)
-        return
     for k in range(begin + U(1), end):
-        row = (U(ids[k]) - U(HAN)) * U(4)
+        row = U(ids[k]) * U(4)
         at_b, at_m, at_e, at_s = emit[row], emit[row + U(1)], emit[row + U(2)], emit[row + U(3)]
         b0, b1 = e + eb + at_b, s + sb + at_b
         m0, m1 = b + bm + at_m, m + mm + at_m
@@ -129,22 +150,10 @@ def _cut_forced(begin: Any, end: Any, ids: Any, starts: Any, tables: Any) -> Non
 
 @njit(nogil=True, cache=True)
 def _is_forced(begin: Any, end: Any, ids: Any, tables: Any) -> Any:
-    key = U(ids[begin]) << U(15) | U(ids[begin + U(1)])
-    if end - begin == U(2):
-        last, place = U(len(tables.pairs) - 1), (key * HASH) >> tables.shifts[0]
-        while tables.pairs[place] != ZERO and (tables.pairs[place] & PAIR_MASK) != key:
-            place = (place + U(1)) & last
-        return tables.pairs[place] >> U(FORCED) != ZERO
-    last = U(len(tables.longer) // 2 - 1)
-    key = key << U(15) | U(ids[begin + U(2)])
-    k = begin + U(3)
-    while True:
-        place = (key * HASH) >> tables.shifts[2]
-        slot = tables.longer[TWO * place]
-        while slot != ZERO and (slot & LONG_MASK) != key:
-            place = (place + U(1)) & last
-            slot = tables.longer[TWO * place]
-        if slot == ZERO or k == end:
-            return slot >> U(FORCED) != ZERO
-        key = U(1 << (LONG_KEY - 1)) | place << U(15) | U(ids[k])
-        k += U(1)
+    node = tables.nodes[ids[begin]]
+    for k in range(begin + U(1), end):
+        slot = (node & U((1 << BASE_BITS) - 1)) + U(ids[k])
+        if tables.check[slot] != ids[k]:
+            return False
+        node = tables.nodes[slot]
+    return node >> U(FORCED) != ZERO

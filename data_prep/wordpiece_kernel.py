@@ -18,6 +18,10 @@ DONE, FULL = np.int64(-1), np.int64(-2)
 _LETTER = REORDERED - 1
 _ROOT, _INNER = np.int64(0), np.int64(1)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_U: Any = np.uint64
+"""Of indices: numba checks signed ones for being negative."""
+MEMO, MOST = 4096, 1 << 31
+"""Words that are remembered in a call, if they stand in so many first characters."""
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -91,12 +95,51 @@ def _word(word: Any, at: Any, n: Any, trie: Any, unk: Any, ids: Any, places: Any
     return t
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _read(chars: Any, begin: Any, end: Any, letters: Any, more: Any, word: Any, at: Any) -> Any:
+    """Put the letters of ``chars[begin:end]`` and their places into ``word`` and ``at``, at most ``LONGEST + 1``.
+
+    Returns (their number, their bits together, ``end`` or the place of what is no character).
+    """
+    n, flags = np.int64(0), np.int64(0)
+    for i in range(begin, end):
+        letter = np.int64(letters[chars[i]])
+        if letter > 0:
+            if n <= LONGEST:
+                word[n], at[n] = letter & _LETTER, i
+                n += 1
+            flags |= letter
+        elif letter < 0:
+            if letter == INVALID:
+                return n, flags, i
+            for k in range(more[-letter]):
+                if n <= LONGEST:
+                    word[n], at[n] = more[k + 1 - letter], i
+                    n += 1
+    return n, flags, end
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _known(chars: Any, begin: Any, end: Any, seen: Any) -> Any:
+    """Whether the word ``seen`` (a row of ``memo``) is spelt as that at ``begin``."""
+    size = _U(end - begin)
+    if seen[1] != size:
+        return False
+    other, here = _U(seen[0]), _U(begin)
+    i = _U(0)
+    while i < size and chars[other + i] == chars[here + i]:
+        i += _U(1)
+    return i == size
+
+
 @njit(cache=True, nogil=True)
 def scan(
     chars: Any, units: Any, table: Any, space: Any, run: Any, unk: Any, letters: Any, more: Any, trie: Any,
     ids: Any, places: Any, counts: Any,
 ) -> Any:  # fmt: skip
     """Fill ``ids`` and ``places`` (at least one a character) and ``counts`` (one a unit).
+
+    Most words were there before in ``chars``: their tokens are copied from where they stand.
 
     Args:
         table: [0x110000], the id of a character that is a token by itself, ``space`` for what stands between words, or
@@ -108,47 +151,53 @@ def scan(
         DONE, or FULL if ``ids`` is too short, or the place of a character that is none.
     """
     word, at = np.empty(LONGEST + 1, np.int64), np.empty(LONGEST + 1, np.int64)
+    memo = np.zeros((MEMO, 4), np.uint32)  # of a word: its place, characters, first token, tokens
     t, opened = np.int64(0), np.int64(0)
     # What is left of ``ids`` is never less than the characters that are left, or this is said.
     spare = len(ids) - units[len(counts)]
     for u in range(len(counts)):
         first, i, end = t, units[u], units[u + 1]
         while i < end:
-            c = chars[i]
+            c = chars[_U(i)]
             if c > 0x10FFFF:
                 return t, opened, i
             code = table[c]
             if code != run:
-                ids[t], places[t] = code, i
+                ids[_U(t)], places[_U(t)] = code, i
                 t += np.int64(code != space)
                 i += 1
                 continue
-            begin, n, flags = i, np.int64(0), np.int64(0)
-            while i < end and chars[i] <= 0x10FFFF and table[chars[i]] == run:
-                letter = np.int64(letters[chars[i]])
-                if letter > 0:
-                    if n <= LONGEST:
-                        word[n], at[n] = letter & _LETTER, i
-                        n += 1
-                    flags |= letter
-                elif letter < 0:
-                    if letter == INVALID:
-                        return t, opened, i
-                    for k in range(more[-letter]):
-                        if n <= LONGEST:
-                            word[n], at[n] = more[k + 1 - letter], i
-                            n += 1
+            begin, key = i, _U(0)
+            while i < end and chars[_U(i)] <= 0x10FFFF and table[chars[_U(i)]] == run:
+                key = (key ^ _U(chars[_U(i)])) * _FACTOR
                 i += 1
+            seen = memo[(key >> _U(32)) % _U(MEMO)]
+            if _known(chars, begin, i, seen):
+                size = np.int64(seen[3])
+                if t + size > spare + i:
+                    return t, opened, FULL
+                for k in range(seen[3]):
+                    token = _U(seen[2]) + _U(k)
+                    ids[_U(t)], places[_U(t)] = ids[token], places[token] + (begin - np.int64(seen[0]))
+                    t += 1
+                continue
+            n, flags, stop = _read(chars, begin, i, letters, more, word, at)
+            if stop < i:
+                return t, opened, stop
             if t + n > spare + i and n <= LONGEST:
                 return t, opened, FULL
+            before = t
             if flags & REORDERED:
                 ids[t], places[t] = run, begin
                 t += 1
                 opened += 1
-            elif n > LONGEST:
+                continue
+            if n > LONGEST:
                 ids[t], places[t] = unk, at[0]
                 t += 1
             else:
                 t = _word(word, at, n, trie, unk, ids, places, t)
+            if i < MOST:
+                seen[0], seen[1], seen[2], seen[3] = begin, i - begin, before, t - before
         counts[u] = t - first
     return t, opened, DONE

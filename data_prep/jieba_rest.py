@@ -20,8 +20,6 @@ def rest(n: Any, at: Any, long_size: Any, starts: Any, tables: Any, hmm: Any) ->
     """Cut the runs at ``found[:n]`` as jieba does what its route leaves over."""
     ids, size, two, first, found, back = at.ids, at.size, at.two, at.first, at.found, at.back
     emit, start, moves, forced = tables.emit, tables.start, tables.moves, tables.forced[0] != 0
-    if hmm and not forced:
-        n = _two_ideographs(n, at, starts, emit, start, moves)
     for j in range(n):
         begin = U(found[j])
         end = begin + U(2)
@@ -54,30 +52,6 @@ def rest(n: Any, at: Any, long_size: Any, starts: Any, tables: Any, hmm: Any) ->
 
 
 @njit(nogil=True, cache=True)
-def _two_ideographs(n: Any, at: Any, starts: Any, emit: Any, start: Any, moves: Any) -> Any:
-    """Cut those of the runs that are most frequent, without branches; keeps the others in ``found``; returns how many.
-
-    The model has two ways for them, BE and SS; jieba's ties.
-    """
-    ids, size, found = at.ids, at.size, at.found
-    be, me, es, ss = moves[4], moves[5], moves[6], moves[7]
-    left = ZERO
-    for j in range(n):
-        k = U(found[j])
-        a, b = U(ids[k]), U(ids[k + U(1)])
-        short = ((size[k + U(2)] != 1) | (ids[k + U(2)] == 0)) & (a >= U(HAN)) & (b >= U(HAN))
-        first, second = a * U(4), b * U(4)
-        at_e, at_s = emit[second + U(2)], emit[second + U(3)]
-        s0, s1 = start[2] + emit[first + U(2)] + es + at_s, start[3] + emit[first + U(3)] + ss + at_s
-        e0, e1 = start[0] + emit[first] + be + at_e, start[1] + emit[first + U(1)] + me + at_e
-        apart = (s1 if s1 > s0 else s0) >= (e1 if e1 > e0 else e0)
-        starts[k + U(1)] = apart | (at.two[k] > NEVER) | (not short)
-        found[left] = k
-        left += U(not short)
-    return left
-
-
-@njit(nogil=True, cache=True)
 def _is_longer_word(length: Any, word: Any, long_size: Any) -> Any:
     while word != ZERO and long_size[word - U(1)] != 0:
         if U(long_size[word - U(1)]) == length:
@@ -94,6 +68,11 @@ def _viterbi(begin: Any, end: Any, ids: Any, back: Any, starts: Any, emit: Any, 
     row = U(ids[begin]) * U(4)
     b, m = start[0] + emit[row], start[1] + emit[row + U(1)]
     e, s = start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
+    if end - begin == U(2):  # most often
+        row = U(ids[begin + U(1)]) * U(4)
+        at_e, at_s = emit[row + U(2)], emit[row + U(3)]
+        starts[begin + U(1)] = max(e + es + at_s, s + ss + at_s) >= max(b + be + at_e, m + me + at_e)
+        return
     for k in range(begin + U(1), end):
         row = U(ids[k]) * U(4)
         at_b, at_m, at_e, at_s = emit[row], emit[row + U(1)], emit[row + U(2)], emit[row + U(3)]

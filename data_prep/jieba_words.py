@@ -39,13 +39,16 @@ def pairs(n: Any, ids: Any, nodes: Any, check: Any, found: Any, slots: Any) -> A
     """List in ``found`` where two characters begin a word, and their ``slots``; returns how many."""
     count = ZERO
     left = U(ids[0])
-    for k in range(n):
+    for k in range(n):  # nothing here waits for what was found before
         right = U(ids[U(k) + U(1)])
         slot = (nodes[left] & _BASE) + right
+        slots[k] = slot if U(check[slot]) == right else ZERO
+        left = right
+    for k in range(n):
+        slot = slots[k]
         found[count] = k
         slots[count] = slot
-        count += U(U(check[slot]) == right)
-        left = right
+        count += U(slot != 0)
     return count
 
 

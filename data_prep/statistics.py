@@ -94,11 +94,18 @@ def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[
         more = begin + len(ids) < len(tokens)
         used = _count(ids, own.view(np.bool_), begin, more, used, table)
         counted += len(ids)
-    counts, starts, sizes = table[:, 1], table[:, 2], table[:, 3]
-    found = np.flatnonzero(counts)
-    order = found[np.lexsort((starts[found], -counts[found]))]
-    kept = [*order[sizes[order] == 1][:TOP], *order[sizes[order] > 1][:TOP]]
+    _, counts, starts, sizes = table[table[:, 1] > 0].T
+    kept = [*_top(counts, starts, sizes == 1), *_top(counts, starts, sizes > 1)]
     return [[tokens[starts[k] : starts[k] + sizes[k]].tolist(), int(counts[k])] for k in kept], counted
+
+
+def _top(counts: Ints, starts: Ints, wanted: NDArray[np.bool_]) -> Ints:
+    """int64: the ``TOP`` of the ``wanted`` with the largest counts, in that order; of equal ones the earlier."""
+    found = np.flatnonzero(wanted)
+    if len(found) > TOP:  # most words are rare, and need not be sorted
+        found = found[counts[found] >= np.partition(counts[found], -TOP)[-TOP]]
+    chosen: Ints = found[np.lexsort((starts[found], -counts[found]))][:TOP]
+    return chosen
 
 
 @njit(cache=True, nogil=True)

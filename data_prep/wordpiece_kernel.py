@@ -14,14 +14,15 @@ REORDERED = 1 << 24
 """Bit of a letter that canonical ordering may put behind the letter after it."""
 INVALID = -1
 """No letter: not a character of Unicode (a surrogate)."""
-DONE, FULL = np.int64(-1), np.int64(-2)
+DONE, FULL, OPEN = np.int64(-1), np.int64(-2), np.int64(-3)
 _LETTER = REORDERED - 1
 _ROOT, _INNER = np.int64(0), np.int64(1)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _U: Any = np.uint64
 """Of indices: numba checks signed ones for being negative."""
-MEMO, MOST = 4096, 1 << 31
-"""Words that are remembered in a call, if they stand in so many first characters."""
+MEMO, MOST = 4096, 1 << 30
+"""Words that are remembered in a call, if they stand among so many first characters."""
+_MEMO_SHIFT = np.uint64(64 - 12)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -120,16 +121,44 @@ def _read(chars: Any, begin: Any, end: Any, letters: Any, more: Any, word: Any, 
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _known(chars: Any, begin: Any, end: Any, seen: Any) -> Any:
-    """Whether the word ``seen`` (a row of ``memo``) is spelt as that at ``begin``."""
-    size = _U(end - begin)
-    if seen[1] != size:
-        return False
-    other, here = _U(seen[0]), _U(begin)
+def _same(chars: Any, one: Any, other: Any, size: Any) -> Any:
+    """Whether the same ``size`` characters stand at both places."""
     i = _U(0)
-    while i < size and chars[other + i] == chars[here + i]:
+    while i < size and chars[one + i] == chars[other + i]:
         i += _U(1)
     return i == size
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _copy(ids: Any, places: Any, source: Any, size: Any, t: Any, by: Any) -> Any:
+    """Append the ``size`` tokens at ``source`` again, ``by`` characters further on."""
+    if size <= 4 and t + 4 <= len(ids):  # four of them whatever their number: no branch that is hard to guess
+        for k in range(4):
+            ids[_U(t) + _U(k)], places[_U(t) + _U(k)] = ids[source + _U(k)], places[source + _U(k)] + by
+    else:
+        for k in range(size):
+            ids[_U(t) + _U(k)], places[_U(t) + _U(k)] = ids[source + _U(k)], places[source + _U(k)] + by
+    return t + size
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _spell(
+    chars: Any, begin: Any, end: Any, letters: Any, more: Any, trie: Any, run: Any, unk: Any, spare: Any,
+    word: Any, at: Any, ids: Any, places: Any, t: Any,
+) -> Any:  # fmt: skip
+    """Append the tokens of the word ``chars[begin:end]``; returns (tokens, one of ``scan``'s states, or OPEN)."""
+    n, flags, stop = _read(chars, begin, end, letters, more, word, at)
+    if stop < end:
+        return t, stop
+    if t + n > spare + end and n <= LONGEST:
+        return t, FULL
+    if flags & REORDERED:
+        ids[t], places[t] = run, begin
+        return t + 1, OPEN
+    if n > LONGEST:
+        ids[t], places[t] = unk, at[0]
+        return t + 1, DONE
+    return _word(word, at, n, trie, unk, ids, places, t), DONE
 
 
 @njit(cache=True, nogil=True)
@@ -151,7 +180,7 @@ def scan(
         DONE, or FULL if ``ids`` is too short, or the place of a character that is none.
     """
     word, at = np.empty(LONGEST + 1, np.int64), np.empty(LONGEST + 1, np.int64)
-    memo = np.zeros((MEMO, 4), np.uint32)  # of a word: its place, characters, first token, tokens
+    keys, memo = np.zeros(MEMO, np.uint64), np.zeros((MEMO, 4), np.uint32)  # its place, tag, first token, tokens
     t, opened = np.int64(0), np.int64(0)
     # What is left of ``ids`` is never less than the characters that are left, or this is said.
     spare = len(ids) - units[len(counts)]
@@ -167,37 +196,27 @@ def scan(
                 t += np.int64(code != space)
                 i += 1
                 continue
-            begin, key = i, _U(0)
+            begin, key, bits = i, _U(0), np.uint32(0)
             while i < end and chars[_U(i)] <= 0x10FFFF and table[chars[_U(i)]] == run:
-                key = (key ^ _U(chars[_U(i)])) * _FACTOR
+                key = (key << _U(8) | key >> _U(56)) ^ _U(chars[_U(i)])
+                bits |= chars[_U(i)]
                 i += 1
-            seen = memo[(key >> _U(32)) % _U(MEMO)]
-            if _known(chars, begin, i, seen):
-                size = np.int64(seen[3])
-                if t + size > spare + i:
+            short = i - begin <= 8 and bits < 0x100  # then the key is the word
+            tag = np.uint32(i - begin) << np.uint32(1) | np.uint32(short)
+            row = (key * _FACTOR) >> _MEMO_SHIFT
+            seen = memo[row]
+            if keys[row] == key and seen[1] == tag and (short or _same(chars, _U(seen[0]), _U(begin), _U(i - begin))):
+                if t + np.int64(seen[3]) > spare + i:
                     return t, opened, FULL
-                for k in range(seen[3]):
-                    token = _U(seen[2]) + _U(k)
-                    ids[_U(t)], places[_U(t)] = ids[token], places[token] + (begin - np.int64(seen[0]))
-                    t += 1
+                t = _copy(ids, places, _U(seen[2]), np.int64(seen[3]), t, begin - np.int64(seen[0]))
                 continue
-            n, flags, stop = _read(chars, begin, i, letters, more, word, at)
-            if stop < i:
-                return t, opened, stop
-            if t + n > spare + i and n <= LONGEST:
-                return t, opened, FULL
             before = t
-            if flags & REORDERED:
-                ids[t], places[t] = run, begin
-                t += 1
+            t, state = _spell(chars, begin, i, letters, more, trie, run, unk, spare, word, at, ids, places, t)
+            if state >= 0 or state == FULL:
+                return t, opened, state
+            if state == OPEN:
                 opened += 1
-                continue
-            if n > LONGEST:
-                ids[t], places[t] = unk, at[0]
-                t += 1
-            else:
-                t = _word(word, at, n, trie, unk, ids, places, t)
-            if i < MOST:
-                seen[0], seen[1], seen[2], seen[3] = begin, i - begin, before, t - before
+            elif i < MOST:
+                keys[row], seen[0], seen[1], seen[2], seen[3] = key, begin, tag, before, t - before
         counts[u] = t - first
     return t, opened, DONE

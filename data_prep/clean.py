@@ -235,8 +235,8 @@ def _clean(
                 pending = _PLAIN
                 out[n] = c
                 n += 1
-                while i < stop and kinds[chars[i]] == _PLAIN:
-                    out[n] = chars[i]
+                while i < stop and kinds[chars[np.uint64(i)]] == _PLAIN:  # unsigned: numba asks nothing of it
+                    out[np.uint64(n)] = chars[np.uint64(i)]
                     n += 1
                     i += 1
             elif kind <= _BREAK:

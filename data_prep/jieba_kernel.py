@@ -7,9 +7,9 @@ characters that are left standing side by side are cut by the hidden Markov mode
 The work goes through chunks of some thousand characters, in stages that are loops without branches where they meet each
 character, so that neither a mispredicted branch nor a missed cache line makes the next character wait:
 
-1. ids of characters; a filter that fits the cache of a core finds the pairs of characters that may begin a word;
-2. those are looked up in a small table of frequent ones, what is left in the large one;
-3. where a third character may follow, a second filter, then the words of three and more characters are listed;
+1. ids of characters; where two of them begin a word is asked of the trie (``jieba_trie.py``);
+2. their weights, and where a third character may follow;
+3. there, the words of three and more characters are listed;
 4. the route, from right to left, in jieba's rounding and its ties (the longer word wins);
 5. the words are walked through, and what was left standing is cut again.
 """
@@ -22,17 +22,7 @@ import numpy as np
 from numba import njit
 
 from data_prep.jieba_rest import rest
-from data_prep.jieba_words import (
-    ZERO,
-    U,
-    longer_words,
-    maybe_longer,
-    maybe_pairs,
-    member,
-    pairs_at_home,
-    pairs_elsewhere,
-    read_ids,
-)
+from data_prep.jieba_words import ZERO, U, going_on, longer_words, member, pairs, read_ids, weigh
 
 CHUNK = 4096
 """Characters that are worked on together; the result does not depend on it."""
@@ -56,8 +46,9 @@ class Scratch(NamedTuple):
     first: Any
     """uint32: 1 + place of the first longer word that begins here in ``long_size``, 0 if there is none."""
     found: Any
-    again: Any
-    """uint32: lists of positions."""
+    """uint32: a list of positions."""
+    slots: Any
+    """uint32: their slots in the trie."""
     back: Any
     """uint8: for each state of the model the one before it."""
     long_size: Any
@@ -87,38 +78,54 @@ def _scratch(n: Any) -> Any:
 # ---------------------------------------------------------------- the best route
 
 
-@njit(nogil=True, cache=True)
-def _route(
-    n: Any, ids: Any, one: Any, two: Any, first: Any, route: Any, size: Any, long_size: Any, long_weight: Any
-) -> None:
-    """Fill ``route`` and ``size`` from right to left; of equal routes the one with the longer first word wins."""
-    next_one, next_two = 0.0, 0.0
-    route[n] = 0.0
-    k = n
-    while k > ZERO:
-        k -= U(1)
-        if ids[k] == 0:  # nothing is carried over from one run to the other: the processor need not wait either
-            next_one, next_two = 0.0, 0.0
-            route[k] = 0.0
-            size[k] = 1
-            continue
-        best = one[k] + next_one
-        pair = two[k] + next_two
-        longer = pair >= best
-        best = pair if longer else best
-        chosen = np.int32(1) + np.int32(longer)
-        word = U(first[k])
-        if word != ZERO:
+@njit(nogil=True, cache=True, inline="always")
+def _step(k: Any, next_one: Any, next_two: Any, at: Any, long_size: Any, long_weight: Any) -> Any:
+    """The best route from ``k`` to the end of its run, where those from the two places after it are known."""
+    best, pair = at.one[k] + next_one, at.two[k] + next_two
+    chosen = np.int32(1) + np.int32(pair >= best)
+    best = pair if pair > best else best
+    word = U(at.first[k])
+    if word != ZERO:
+        length = long_size[word - U(1)]
+        while length != 0:
+            whole = long_weight[word - U(1)] + at.route[k + U(length)]
+            if whole >= best:
+                best, chosen = whole, length
+            word += U(1)
             length = long_size[word - U(1)]
-            while length != 0:
-                whole = long_weight[word - U(1)] + route[k + U(length)]
-                if whole >= best:
-                    best, chosen = whole, length
-                word += U(1)
-                length = long_size[word - U(1)]
-        route[k] = best
-        size[k] = chosen
-        next_one, next_two = best, next_one
+    best = best if at.ids[k] != 0 else 0.0
+    at.route[k] = best
+    at.size[k] = chosen
+    return best
+
+
+@njit(nogil=True, cache=True)
+def _route(n: Any, at: Any, long_size: Any, long_weight: Any) -> None:
+    """Fill ``route`` and ``size`` from right to left; of equal routes the one with the longer first word wins.
+
+    Each place waits for the one after it, so two parts take turns.
+    """
+    middle = n >> U(1)
+    while middle < n and at.ids[middle] != 0:
+        middle += U(1)
+    at.route[n] = 0.0
+    at.route[middle] = 0.0
+    k, i = n, middle
+    one, two, one_i, two_i = 0.0, 0.0, 0.0, 0.0
+    while k > middle and i > ZERO:
+        k -= U(1)
+        i -= U(1)
+        best = _step(k, one, two, at, long_size, long_weight)
+        best_i = _step(i, one_i, two_i, at, long_size, long_weight)
+        one, two, one_i, two_i = best, one, best_i, one_i
+    while k > middle:
+        k -= U(1)
+        best = _step(k, one, two, at, long_size, long_weight)
+        one, two = best, one
+    while i > ZERO:
+        i -= U(1)
+        best = _step(i, one_i, two_i, at, long_size, long_weight)
+        one_i, two_i = best, one_i
 
 
 @njit(nogil=True, cache=True)
@@ -146,37 +153,34 @@ def _walk(n: Any, ids: Any, size: Any, found: Any, starts: Any) -> Any:
 def _cut(chars: Any, starts: Any, at: Any, tables: Any, hmm: Any) -> None:
     """One chunk, which ends where a run ends."""
     n = U(len(chars))
-    ids, one, two, first, found, again = at.ids, at.one, at.two, at.first, at.found, at.again
-    shifts, weights, pairs = tables.shifts, tables.weights, tables.pairs
-    read_ids(chars, n, ids)
-    count = maybe_pairs(n, ids, one, two, first, found, tables.single, tables.pair_filter, shifts[3])
-    more, left = pairs_at_home(tables.front, shifts[1], ~ZERO, found, count, found, ZERO, again, ids, one, two, weights)
-    more, left = pairs_at_home(pairs, shifts[0], ZERO, again, left, found, more, again, ids, one, two, weights)
-    more = pairs_elsewhere(pairs, shifts[0], again, left, found, more, ids, one, two, weights)
-    more = maybe_longer(more, found, ids, tables.long_filter, shifts[4])
-    long_weights = tables.longer.view(np.float64)
+    ids, one, found, slots = at.ids, at.one, at.found, at.slots
+    check, nodes, weights = tables.check, tables.nodes, tables.weights
+    read_ids(chars, n, tables.ids, ids, one, at.two, at.first, tables.single)
+    count = pairs(n, ids, nodes, check, found, slots)
+    count = weigh(count, found, slots, ids, one, at.two, nodes, weights)
+    count = going_on(count, U(3), found, slots, ids, check)
     size, weight = longer_words(
-        more, found, ids, one, first, at.long_size, at.long_weight, tables.longer, long_weights, shifts[2]
+        count, found, slots, ids, one, at.first, at.long_size, at.long_weight, nodes, check, weights
     )
-    _route(n, ids, one, two, first, at.route, at.size, size, weight)
+    _route(n, at, size, weight)
     at.size[n] = 0
     runs = _walk(n, ids, at.size, found, starts)
     rest(runs, at, size, starts, tables, hmm)
 
 
 @njit(nogil=True, cache=True)
-def _chunk_end(chars: Any, begin: Any, end: Any) -> Any:
+def _chunk_end(chars: Any, begin: Any, end: Any, ids: Any) -> Any:
     """Where the chunk that begins at ``begin`` ends: behind the last run that fits, or with the first if none does."""
     if end - begin <= CHUNK:
         return end
     stop = begin + CHUNK
-    while stop > begin and member(chars[stop - 1]) != 0:
+    while stop > begin and member(chars[stop - 1], ids) != 0:
         stop -= 1
     if stop > begin:
         return stop
     stop = begin + CHUNK
     end = min(end, begin + LONGEST_RUN)
-    while stop < end and member(chars[stop]) != 0:
+    while stop < end and member(chars[stop], ids) != 0:
         stop += 1
     return stop
 
@@ -198,7 +202,7 @@ def word_starts(chars: Any, documents: Any, tables: Any, hmm: Any) -> Any:
         stop = begin
         while stop < end:
             here = stop
-            stop = _chunk_end(chars, here, end)
+            stop = _chunk_end(chars, here, end, tables.ids)
             if stop - here > len(at.ids) - 8:
                 at = _scratch(stop - here)
             _cut(chars[here:stop], starts[here:stop], at, tables, hmm)

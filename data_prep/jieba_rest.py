@@ -6,8 +6,8 @@ from typing import Any
 
 from numba import njit
 
-from data_prep.jieba_tables import FORCED, HAN, HASH, LONG_KEY
-from data_prep.jieba_words import LONG_MASK, NEVER, PAIR_MASK, TWO, ZERO, U
+from data_prep.jieba_trie import BASE_BITS, FORCED, HAN
+from data_prep.jieba_words import NEVER, ZERO, U
 
 
 @njit(nogil=True, cache=True)
@@ -65,16 +65,16 @@ def _viterbi(begin: Any, end: Any, ids: Any, back: Any, starts: Any, emit: Any, 
     """``jieba.finalseg``'s most probable states B, M, E, S (0 to 3) of two and more ideographs, with its ties."""
     eb, sb, bm, mm = moves[0], moves[1], moves[2], moves[3]
     be, me, es, ss = moves[4], moves[5], moves[6], moves[7]
-    row = (U(ids[begin]) - U(HAN)) * U(4)
+    row = U(ids[begin]) * U(4)
     b, m = start[0] + emit[row], start[1] + emit[row + U(1)]
     e, s = start[2] + emit[row + U(2)], start[3] + emit[row + U(3)]
     if end - begin == U(2):  # most often
-        row = (U(ids[begin + U(1)]) - U(HAN)) * U(4)
+        row = U(ids[begin + U(1)]) * U(4)
         at_e, at_s = emit[row + U(2)], emit[row + U(3)]
         starts[begin + U(1)] = max(e + es + at_s, s + ss + at_s) >= max(b + be + at_e, m + me + at_e)
         return
     for k in range(begin + U(1), end):
-        row = (U(ids[k]) - U(HAN)) * U(4)
+        row = U(ids[k]) * U(4)
         at_b, at_m, at_e, at_s = emit[row], emit[row + U(1)], emit[row + U(2)], emit[row + U(3)]
         b0, b1 = e + eb + at_b, s + sb + at_b
         m0, m1 = b + bm + at_m, m + mm + at_m
@@ -129,22 +129,10 @@ def _cut_forced(begin: Any, end: Any, ids: Any, starts: Any, tables: Any) -> Non
 
 @njit(nogil=True, cache=True)
 def _is_forced(begin: Any, end: Any, ids: Any, tables: Any) -> Any:
-    key = U(ids[begin]) << U(15) | U(ids[begin + U(1)])
-    if end - begin == U(2):
-        last, place = U(len(tables.pairs) - 1), (key * HASH) >> tables.shifts[0]
-        while tables.pairs[place] != ZERO and (tables.pairs[place] & PAIR_MASK) != key:
-            place = (place + U(1)) & last
-        return tables.pairs[place] >> U(FORCED) != ZERO
-    last = U(len(tables.longer) // 2 - 1)
-    key = key << U(15) | U(ids[begin + U(2)])
-    k = begin + U(3)
-    while True:
-        place = (key * HASH) >> tables.shifts[2]
-        slot = tables.longer[TWO * place]
-        while slot != ZERO and (slot & LONG_MASK) != key:
-            place = (place + U(1)) & last
-            slot = tables.longer[TWO * place]
-        if slot == ZERO or k == end:
-            return slot >> U(FORCED) != ZERO
-        key = U(1 << (LONG_KEY - 1)) | place << U(15) | U(ids[k])
-        k += U(1)
+    node = tables.nodes[ids[begin]]
+    for k in range(begin + U(1), end):
+        slot = (node & U((1 << BASE_BITS) - 1)) + U(ids[k])
+        if tables.check[slot] != ids[k]:
+            return False
+        node = tables.nodes[slot]
+    return node >> U(FORCED) != ZERO

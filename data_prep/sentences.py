@@ -133,7 +133,7 @@ def _cut(
         line = begin
         i = begin
         while i < stop:
-            kind = kinds[chars[i]]
+            kind = kinds[chars[np.uint64(i)]]  # of a signed index numba asks whether it is negative
             if not kind & _ENDING:
                 i += 1
                 continue

@@ -19,7 +19,7 @@ from data_prep.shards import map_array, read_index
 
 EDGES = [0, *sorted({step << power for power in range(24) for step in (2, 3)} | {1})]
 """Borders of the length classes: 0, 1, 2, 3, 4, 6, 8, 12, 16, ... The last class has no end."""
-SAMPLE, STRETCH = 1 << 20, 4096
+SAMPLE, STRETCH = 1 << 18, 4096
 """Of a shard with more tokens, words are counted in evenly spaced stretches, which together have about ``SAMPLE``."""
 SLOTS = 1 << 17
 MOST_DISTINCT = SLOTS // 2
@@ -30,6 +30,8 @@ LONGEST_PIECE = 32
 
 Ints = NDArray[np.int64]
 _EDGES = np.array(EDGES, np.int32)
+_CLASS = np.searchsorted(_EDGES, np.arange(256), side="right") - 1
+"""int64 [256]: the classes of most lengths, without a search for each."""
 
 
 def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> dict[str, Any]:
@@ -68,7 +70,10 @@ def classes(lengths: NDArray[np.integer]) -> list[int]:
     """How many lengths fall into each class of ``EDGES``, up to the last class that has any."""
     counts = np.zeros(len(EDGES), np.int64)
     for begin in range(0, len(lengths), STRETCH):  # what numpy makes of them on the way is larger
-        place = np.searchsorted(_EDGES, lengths[begin : begin + STRETCH], side="right") - 1
+        some = lengths[begin : begin + STRETCH]
+        short = np.bincount(some[some < len(_CLASS)], minlength=len(_CLASS))
+        counts += np.bincount(_CLASS, short, minlength=len(EDGES)).astype(np.int64)
+        place = np.searchsorted(_EDGES, some[some >= len(_CLASS)], side="right") - 1
         counts += np.bincount(place, minlength=len(EDGES))
     found: list[int] = np.trim_zeros(counts, "b").tolist()
     return found
@@ -94,11 +99,18 @@ def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[
         more = begin + len(ids) < len(tokens)
         used = _count(ids, own.view(np.bool_), begin, more, used, table)
         counted += len(ids)
-    counts, starts, sizes = table[:, 1], table[:, 2], table[:, 3]
-    found = np.flatnonzero(counts)
-    order = found[np.lexsort((starts[found], -counts[found]))]
-    kept = [*order[sizes[order] == 1][:TOP], *order[sizes[order] > 1][:TOP]]
+    _, counts, starts, sizes = table[table[:, 1] > 0].T
+    kept = [*_top(counts, starts, sizes == 1), *_top(counts, starts, sizes > 1)]
     return [[tokens[starts[k] : starts[k] + sizes[k]].tolist(), int(counts[k])] for k in kept], counted
+
+
+def _top(counts: Ints, starts: Ints, wanted: NDArray[np.bool_]) -> Ints:
+    """int64: the ``TOP`` of the ``wanted`` with the largest counts, in that order; of equal ones the earlier."""
+    found = np.flatnonzero(wanted)
+    if len(found) > TOP:  # most words are rare, and need not be sorted
+        found = found[counts[found] >= np.partition(counts[found], -TOP)[-TOP]]
+    chosen: Ints = found[np.lexsort((starts[found], -counts[found]))][:TOP]
+    return chosen
 
 
 @njit(cache=True, nogil=True)

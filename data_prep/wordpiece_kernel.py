@@ -14,10 +14,15 @@ REORDERED = 1 << 24
 """Bit of a letter that canonical ordering may put behind the letter after it."""
 INVALID = -1
 """No letter: not a character of Unicode (a surrogate)."""
-DONE, FULL = np.int64(-1), np.int64(-2)
+DONE, FULL, OPEN = np.int64(-1), np.int64(-2), np.int64(-3)
 _LETTER = REORDERED - 1
 _ROOT, _INNER = np.int64(0), np.int64(1)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_U: Any = np.uint64
+"""Of indices: numba checks signed ones for being negative."""
+MEMO, MOST = 4096, 1 << 30
+"""Words that are remembered in a call, if they stand among so many first characters."""
+_MEMO_SHIFT = np.uint64(64 - 12)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -91,12 +96,79 @@ def _word(word: Any, at: Any, n: Any, trie: Any, unk: Any, ids: Any, places: Any
     return t
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _read(chars: Any, begin: Any, end: Any, letters: Any, more: Any, word: Any, at: Any) -> Any:
+    """Put the letters of ``chars[begin:end]`` and their places into ``word`` and ``at``, at most ``LONGEST + 1``.
+
+    Returns (their number, their bits together, ``end`` or the place of what is no character).
+    """
+    n, flags = np.int64(0), np.int64(0)
+    for i in range(begin, end):
+        letter = np.int64(letters[chars[i]])
+        if letter > 0:
+            if n <= LONGEST:
+                word[n], at[n] = letter & _LETTER, i
+                n += 1
+            flags |= letter
+        elif letter < 0:
+            if letter == INVALID:
+                return n, flags, i
+            for k in range(more[-letter]):
+                if n <= LONGEST:
+                    word[n], at[n] = more[k + 1 - letter], i
+                    n += 1
+    return n, flags, end
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _same(chars: Any, one: Any, other: Any, size: Any) -> Any:
+    """Whether the same ``size`` characters stand at both places."""
+    i = _U(0)
+    while i < size and chars[one + i] == chars[other + i]:
+        i += _U(1)
+    return i == size
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _copy(ids: Any, places: Any, source: Any, size: Any, t: Any, by: Any) -> Any:
+    """Append the ``size`` tokens at ``source`` again, ``by`` characters further on."""
+    if size <= 4 and t + 4 <= len(ids):  # four of them whatever their number: no branch that is hard to guess
+        for k in range(4):
+            ids[_U(t) + _U(k)], places[_U(t) + _U(k)] = ids[source + _U(k)], places[source + _U(k)] + by
+    else:
+        for k in range(size):
+            ids[_U(t) + _U(k)], places[_U(t) + _U(k)] = ids[source + _U(k)], places[source + _U(k)] + by
+    return t + size
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _spell(
+    chars: Any, begin: Any, end: Any, letters: Any, more: Any, trie: Any, run: Any, unk: Any, spare: Any,
+    word: Any, at: Any, ids: Any, places: Any, t: Any,
+) -> Any:  # fmt: skip
+    """Append the tokens of the word ``chars[begin:end]``; returns (tokens, one of ``scan``'s states, or OPEN)."""
+    n, flags, stop = _read(chars, begin, end, letters, more, word, at)
+    if stop < end:
+        return t, stop
+    if t + n > spare + end and n <= LONGEST:
+        return t, FULL
+    if flags & REORDERED:
+        ids[t], places[t] = run, begin
+        return t + 1, OPEN
+    if n > LONGEST:
+        ids[t], places[t] = unk, at[0]
+        return t + 1, DONE
+    return _word(word, at, n, trie, unk, ids, places, t), DONE
+
+
 @njit(cache=True, nogil=True)
 def scan(
     chars: Any, units: Any, table: Any, space: Any, run: Any, unk: Any, letters: Any, more: Any, trie: Any,
     ids: Any, places: Any, counts: Any,
 ) -> Any:  # fmt: skip
     """Fill ``ids`` and ``places`` (at least one a character) and ``counts`` (one a unit).
+
+    Most words were there before in ``chars``: their tokens are copied from where they stand.
 
     Args:
         table: [0x110000], the id of a character that is a token by itself, ``space`` for what stands between words, or
@@ -108,47 +180,43 @@ def scan(
         DONE, or FULL if ``ids`` is too short, or the place of a character that is none.
     """
     word, at = np.empty(LONGEST + 1, np.int64), np.empty(LONGEST + 1, np.int64)
+    keys, memo = np.zeros(MEMO, np.uint64), np.zeros((MEMO, 4), np.uint32)  # its place, tag, first token, tokens
     t, opened = np.int64(0), np.int64(0)
     # What is left of ``ids`` is never less than the characters that are left, or this is said.
     spare = len(ids) - units[len(counts)]
     for u in range(len(counts)):
         first, i, end = t, units[u], units[u + 1]
         while i < end:
-            c = chars[i]
+            c = chars[_U(i)]
             if c > 0x10FFFF:
                 return t, opened, i
             code = table[c]
             if code != run:
-                ids[t], places[t] = code, i
+                ids[_U(t)], places[_U(t)] = code, i
                 t += np.int64(code != space)
                 i += 1
                 continue
-            begin, n, flags = i, np.int64(0), np.int64(0)
-            while i < end and chars[i] <= 0x10FFFF and table[chars[i]] == run:
-                letter = np.int64(letters[chars[i]])
-                if letter > 0:
-                    if n <= LONGEST:
-                        word[n], at[n] = letter & _LETTER, i
-                        n += 1
-                    flags |= letter
-                elif letter < 0:
-                    if letter == INVALID:
-                        return t, opened, i
-                    for k in range(more[-letter]):
-                        if n <= LONGEST:
-                            word[n], at[n] = more[k + 1 - letter], i
-                            n += 1
+            begin, key, bits = i, _U(0), np.uint32(0)
+            while i < end and chars[_U(i)] <= 0x10FFFF and table[chars[_U(i)]] == run:
+                key = (key << _U(8) | key >> _U(56)) ^ _U(chars[_U(i)])
+                bits |= chars[_U(i)]
                 i += 1
-            if t + n > spare + i and n <= LONGEST:
-                return t, opened, FULL
-            if flags & REORDERED:
-                ids[t], places[t] = run, begin
-                t += 1
+            short = i - begin <= 8 and bits < 0x100  # then the key is the word
+            tag = np.uint32(i - begin) << np.uint32(1) | np.uint32(short)
+            row = (key * _FACTOR) >> _MEMO_SHIFT
+            seen = memo[row]
+            if keys[row] == key and seen[1] == tag and (short or _same(chars, _U(seen[0]), _U(begin), _U(i - begin))):
+                if t + np.int64(seen[3]) > spare + i:
+                    return t, opened, FULL
+                t = _copy(ids, places, _U(seen[2]), np.int64(seen[3]), t, begin - np.int64(seen[0]))
+                continue
+            before = t
+            t, state = _spell(chars, begin, i, letters, more, trie, run, unk, spare, word, at, ids, places, t)
+            if state >= 0 or state == FULL:
+                return t, opened, state
+            if state == OPEN:
                 opened += 1
-            elif n > LONGEST:
-                ids[t], places[t] = unk, at[0]
-                t += 1
-            else:
-                t = _word(word, at, n, trie, unk, ids, places, t)
+            elif i < MOST:
+                keys[row], seen[0], seen[1], seen[2], seen[3] = key, begin, tag, before, t - before
         counts[u] = t - first
     return t, opened, DONE

@@ -131,6 +131,15 @@ def _opened(folder: Path, state: object, tokenizer: str, segment: str) -> tuple[
     return open_tokenizer(folder, rule), open_segmenter(SegmentConfig.model_validate_json(segment))
 
 
+def get_ready(task: Task) -> None:
+    """Open what the work on any block needs and load most kernels: processes forked from this one need not."""
+    tools = opened(task.config, task.data / "tokenizer")
+    stream, _ = clean_texts(["今天天气很好。" * 64], task.config.clean)
+    if len(stream.documents) > 1:
+        stream.hashes(task.config.seed)
+        encode(stream, *tools, task.config.clean).chosen(np.ones(1, np.int64))
+
+
 def prepare_block(task: Task) -> dict[str, Any]:
     """Make the shard of ``task`` and put it into place; returns its manifest without the file list.
 

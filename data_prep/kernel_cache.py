@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from numba.core.caching import CacheImpl, InTreeCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
+from numba.core.caching import CacheImpl, _SourceFileBackedLocatorMixin
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("configs", "data_prep", "distill_core")
@@ -88,7 +88,7 @@ def _stamped(locator: type[Any]) -> type[Any]:
         @classmethod
         def from_function(cls, py_func: Any, py_file: str) -> Any:
             file = Path(py_file).resolve()
-            ours = file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ROOMS
+            ours = file.is_file() and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ROOMS
             return super().from_function(py_func, py_file) if ours else None
 
         def get_source_stamp(self) -> str:
@@ -99,5 +99,5 @@ def _stamped(locator: type[Any]) -> type[Any]:
 
 def install() -> None:
     """From now on kernels are cached so. Called by ``data_prep/__init__.py``, before any kernel can be defined."""
-    ours = [_stamped(locator) for locator in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)]
-    CacheImpl._locator_classes[:0] = ours  # it is a list so that packages with locators of their own can add them
+    known = CacheImpl._locator_classes  # a list, so that packages with locators of their own can add them
+    known[:0] = [_stamped(locator) for locator in known if issubclass(locator, _SourceFileBackedLocatorMixin)]

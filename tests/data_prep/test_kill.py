@@ -17,7 +17,6 @@ import pytest
 from data_prep import report
 from data_prep.atomic import ASIDE
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SourceConfig, TokenizerConfig
-from data_prep.executors import here
 from data_prep.pipeline import prepare
 from data_prep.shards import read_manifest
 from tests.data_prep.conftest import sample_config
@@ -44,7 +43,6 @@ class Bench:
         """Begin a preparation in a child; its pid."""
 
         def work() -> None:
-            here.START_METHOD = "fork"  # quick, and safe here: this process has no other threads
             os.fsync = lambda handle: None  # SIGKILL loses nothing that was written; only a machine's end does
             before()
             prepare(self.config.model_copy(update={"workers": workers}), folder)

@@ -29,7 +29,17 @@ from data_prep.mapped import Arrays, Mapped, offsets_of
 from data_prep.masking import MaskRule, drawn, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
-from data_prep.shards import SPLITS, ShardWriter, SplitWriter, forget, map_array, read_index, write_array
+from data_prep.shards import (
+    SPLITS,
+    ShardWriter,
+    SplitWriter,
+    forget,
+    is_sound,
+    map_array,
+    read_index,
+    read_manifest,
+    write_array,
+)
 from data_prep.share import Allowance, copies, sampled
 from data_prep.similar import open_similar
 from data_prep.statistics import LONGEST_PIECE, count_tokens, note_unknown, statistics
@@ -131,11 +141,21 @@ def _opened(folder: Path, state: object, tokenizer: str, segment: str) -> tuple[
     return open_tokenizer(folder, rule), open_segmenter(SegmentConfig.model_validate_json(segment))
 
 
+def get_ready(task: Task) -> None:
+    """Open what the work on any block needs and load most kernels: processes forked from this one need not."""
+    tools = opened(task.config, task.data / "tokenizer")
+    stream, _ = clean_texts(["今天天气很好。" * 64], task.config.clean)
+    if len(stream.documents) > 1:
+        stream.hashes(task.config.seed)
+        encode(stream, *tools, task.config.clean).chosen(np.ones(1, np.int64))
+
+
 def prepare_block(task: Task) -> dict[str, Any]:
     """Make the shard of ``task`` and put it into place; returns its manifest without the file list.
 
     A block whose size was not known (compressed, streamed) may become several shards, so that memory is bounded: the
-    further ones are named in ``parts`` of the first one's manifest, which comes into place last.
+    further ones are named in ``parts`` of the first one's manifest, which comes into place last. Those of them that
+    an earlier start has left are kept.
     """
     config, counts = task.config, Counts()
     tools = opened(config, task.data / "tokenizer")
@@ -151,11 +171,7 @@ def prepare_block(task: Task) -> dict[str, Any]:
             if part == 0:
                 first = write_splits(writer, task, texts, tools, counts)
                 continue
-            further = replace(task, name=f"{task.name}.{part:03d}", ordinal=part_ordinal(task, part))
-            with ShardWriter(task.data / "shards" / further.name, tools[0].dtype) as beside:
-                own = write_splits(beside, further, texts, tools, counts)
-                beside.finish({"ordinal": further.ordinal, "block": asdict(task.block), "counts": {}, **own})
-            names.append(further.name)
+            names.append(write_part(task, part, texts, tools, counts))
         if drops is not None and drops.examples:
             write_json(writer.aside / EXAMPLES, {"documents": drops.examples})
         facts = {"ordinal": task.ordinal, "block": asdict(task.block), "counts": dict(counts), **first}
@@ -164,6 +180,32 @@ def prepare_block(task: Task) -> dict[str, Any]:
         writer.finish(facts)
     give_back_memory()
     return facts
+
+
+def write_part(
+    task: Task, part: int, streams: Iterable[Stream], tools: tuple[Tokenizer, Segmenter], counts: Counts
+) -> str:
+    """One of the further shards of a block; returns its name.
+
+    One that an earlier start has left whole is kept. Its texts must pass for all that, since they tell where the next
+    part begins, but they are not tokenized again: what they would add to ``counts`` stands in its manifest (``own``).
+    """
+    further = replace(task, name=f"{task.name}.{part:03d}", ordinal=part_ordinal(task, part))
+    folder = task.data / "shards" / further.name
+    kept = read_manifest(folder).get("own") if folder.is_dir() and is_sound(folder) else None
+    if kept is not None:
+        for _ in streams:
+            pass
+        counts.update(kept)
+        return further.name
+    own = Counts()
+    with ShardWriter(folder, tools[0].dtype) as writer:
+        made = write_splits(writer, further, streams, tools, own)
+        facts = {"ordinal": further.ordinal, "block": asdict(task.block), "counts": {}, "own": dict(own)}
+        writer.finish({**facts, **made})
+    counts.update(own)
+    give_back_memory()
+    return further.name
 
 
 def close_tools() -> None:

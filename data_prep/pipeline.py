@@ -24,9 +24,10 @@ from data_prep.corpus import Corpus
 from data_prep.executors import here
 from data_prep.manifest import verify
 from data_prep.phases import phases
-from data_prep.plan import Job, as_of_now, block_size, plan, refuse, settle, vocabulary_hash
+from data_prep.plan import UNPACKED, Job, as_of_now, block_size, plan, refuse, settle, vocabulary_hash
 from data_prep.progress import OnProgress, Progress, watching
 from data_prep.readers import open_sources
+from data_prep.readers.streams import compression
 from data_prep.segment import describe_segmenter
 
 __all__ = ["Progress", "describe", "prepare", "submit", "verify"]
@@ -146,7 +147,7 @@ def reuse(config: DataConfig, folder: Path) -> Corpus:
 def check_space(job: Job) -> None:
     """Refuse to begin what cannot end: a low estimate of the bytes to be written against the free ones."""
     config, tasks = job.config, job.missing
-    text = sum(block_size(t) * (2 if t.block.path.endswith((".gz", ".xz", ".zst", ".bz2")) else 1) for t in tasks)
+    text = sum(block_size(t) * (2 / UNPACKED if compression(t.block.path) else 1) for t in tasks)  # at least
     views = config.masks.views if config.masks.stored("train") else 0
     # A token is three bytes of Chinese text; it takes two bytes, an eighth for its word, and four in a view if masked.
     needed = text / 3 * (2.1 + 4 * config.masks.rate * views * (config.sequences.copies or 1))

@@ -26,6 +26,7 @@ from data_prep.block import Task, cleaned
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.documents import Block, Counts
 from data_prep.readers import READERS, Reader, open_sources
+from data_prep.readers.streams import compression
 from data_prep.rewrite import describe_rewrite
 from data_prep.segment import describe_segmenter
 from data_prep.shards import read_manifest, write_manifest
@@ -35,6 +36,8 @@ from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 
 SMALL_CORPUS_BYTES = 32 << 20
+UNPACKED = 3
+"""Bytes of text in a byte of a compressed file, about (Chinese with gzip: 2.9)."""
 PLAN, TASKS = "plan.json", "tasks.json"
 
 
@@ -265,7 +268,10 @@ def shard_name(ordinal: int, key: list[Any], reader: Reader, block: Block) -> st
 
 
 def block_size(task: Task) -> int:
-    """What the block weighs beside others: bytes, or the reader's unit; 0 when it is not known."""
-    if task.block.stop is not None:
-        return task.block.stop - task.block.start
-    return os.path.getsize(task.block.path) if os.path.isfile(task.block.path) else 0
+    """What the block weighs beside others: bytes, about (or the reader's unit); 0 when it is not known."""
+    block = task.block
+    if block.stop is not None:
+        size = block.stop - block.start
+    else:
+        size = os.path.getsize(block.path) if os.path.isfile(block.path) else 0
+    return size * UNPACKED if compression(block.path) else size

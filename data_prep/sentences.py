@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -31,12 +32,10 @@ _ENDING = _STOP | _BANG | _DOT | _NEWLINE
 def _kinds() -> NDArray[np.uint16]:
     """uint16 [0x110000]: what each code point can be, as bits."""
     kinds = np.zeros(0x110000, np.uint16)
-    for c in (*range(0x32000), *range(0xE0000, 0xE1000)):  # no letters and no spaces are assigned beyond
-        character = chr(c)
-        if character.isspace():
-            kinds[c] = _SPACE
-        elif character.isalnum() or character == "_":
-            kinds[c] = _WORD
+    everything = "".join(map(chr, range(0x32000)))  # no letters and no spaces are assigned beyond
+    for pattern, kind in ((r"\w+", _WORD), (r"\s+", _SPACE)):
+        for run in re.finditer(pattern, everything):
+            kinds[run.start() : run.end()] = kind
     for characters, kind in ((CLOSERS, _CLOSER), (STOPS, _STOP), (OPENERS, _OPENER)):
         kinds[[ord(c) for c in characters]] |= kind
     kinds[[ord("!"), ord("?")]] |= _BANG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,25 @@ class WordPieceTokenizer(Tokenizer):
         settings = {"lowercase": lowercase, "strip_accents": strip_accents, "chinese": chinese}
         super().__init__(pieces, SPECIALS, settings, where)
         self.lowercase = lowercase
-        self._encoder = self._hugging_face()
         self._letters = read_letters(lowercase, strip_accents, chinese)
         # No text becomes these two ids, so they can stand for what is not a token.
         self._space, self._run = (self.dtype.type(self.special_ids[part]) for part in ("cls", "sep"))
         self._unknown = self.dtype.type(self.special_ids["unk"])
-        self._table = self._single_characters()
-        self._trie = build_trie(self.pieces)
-        self.skips_breaks = bool(self._table[ord("\n")] == self._space)
+        self.skips_breaks = bool(self._letters.kinds[ord("\n")] == SPACE)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = (self.pieces, "the vocabulary", *self.settings.values())
         return (type(self), arguments)
+
+    # What only encoding needs is made with the first text: a tokenizer is also opened for its hash, or to decode.
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return self._hugging_face()
+
+    @cached_property
+    def _trie(self) -> npt.NDArray[np.int64]:
+        return build_trie(self.pieces)
 
     def _hugging_face(self) -> Any:
         """The `tokenizers` pipeline without added tokens, which would be found inside the text."""
@@ -77,7 +85,8 @@ class WordPieceTokenizer(Tokenizer):
         encoder.decoder = tokenizers.decoders.WordPiece(prefix="##")
         return encoder
 
-    def _single_characters(self) -> npt.NDArray[Any]:
+    @cached_property
+    def _table(self) -> npt.NDArray[Any]:
         """``dtype`` [0x110000]: the id of a character that is a token by itself, else ``_space`` or ``_run``."""
         ids = np.full(0x110000, self._unknown)
         for position, piece in enumerate(self.pieces):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -73,6 +74,8 @@ def prep(
     dry_run: Annotated[bool, typer.Option(help="Print what would be started, e.g. Slurm's scripts; stop.")] = False,
 ) -> None:
     """Only the data: raw files to shards. Looks at `data:` alone and needs no PyTorch."""
+    # Before numpy comes: it is not asked for matrix products here, and a process without threads can be forked.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from configs.cluster import load_cluster
     from launcher import launch
     from launcher.lock import folder_lock

@@ -43,7 +43,7 @@ def synthetic(path: Path, texts: list[str], megabytes: float) -> None:
 
 
 def child(vocabulary: str, source: str, out: str, workers: int) -> dict[str, float]:
-    """Prepare ``source`` in this process (and its workers); seconds by the clock and of processors, MiB here."""
+    """Prepare ``source`` in this process (and its workers); the MiB that this one held at most."""
     config = DataConfig(
         sources=[SourceConfig(path=source)],
         tokenizer=TokenizerConfig(vocab=vocabulary),
@@ -51,15 +51,13 @@ def child(vocabulary: str, source: str, out: str, workers: int) -> dict[str, flo
         block_megabytes=16 if workers else 64,
         workers=workers or 1,
     )
-    began, before = time.monotonic(), time_of(resource.RUSAGE_SELF)
     prepare(config, Path(out))
-    used = sum(time_of(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) - before
-    return {"seconds": time.monotonic() - began, "processor": used, "mebibytes": peak()}
+    return {"mebibytes": peak()}
 
 
-def time_of(who: int) -> float:
-    """Processor seconds of this process or of its children that have ended."""
-    usage = resource.getrusage(who)
+def of_children() -> float:
+    """Processor seconds of the processes that this one has waited for, and of those that they have waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
@@ -70,16 +68,18 @@ def peak() -> float:
 
 
 def measured(vocabulary: Path, source: Path, out: Path, workers: int) -> dict[str, float]:
-    """:func:`child` in a fresh process."""
+    """:func:`child` in a fresh process; also its seconds by the clock and of processors, from its very start."""
     command = [sys.executable, "-m", "benchmarks.prep.processes", "child", str(vocabulary), str(source), str(out)]
-    done = subprocess.run([*command, str(workers)], capture_output=True, text=True, check=True)
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as `distill prep` does
+    began, before = time.monotonic(), of_children()
+    done = subprocess.run([*command, str(workers)], capture_output=True, text=True, check=True, env=environment)
+    used = {"seconds": time.monotonic() - began, "processor": of_children() - before}
     shutil.rmtree(out)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {**json.loads(done.stdout.splitlines()[-1]), **used}
 
 
 def run(texts: list[str], vocabulary: Path) -> list[Row]:
-    """Bars 8 and 9. The first needs two idle cores: it looks at the clock."""
+    """Bars 8 and 9. By the clock, the first needs two idle cores."""
     folder = Path(tempfile.mkdtemp(prefix="prep-benchmark-"))
     try:
         write_jsonl(folder / "warm.jsonl", texts[:200])

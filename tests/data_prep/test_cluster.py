@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 from configs.cluster import LocalCluster, PrepJobs, RayCluster, SlurmCluster, load_cluster
 from configs.errors import ConfigError, DataError, LaunchError
 from data_prep import pipeline
+from data_prep.block import Task
 from data_prep.config import DataConfig, SegmentConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
 from data_prep.executors import cluster as clusters
 from data_prep.executors.ranks import share
 from data_prep.pipeline import prepare, submit
-from data_prep.plan import Job
+from data_prep.plan import Job, block_size
+from data_prep.readers import open_sources
 from data_prep.shards import read_manifest
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.test_pipeline import stable, tree
@@ -183,6 +187,25 @@ def test_shares(tmp_path: Path, ranks: int) -> None:
     assert sorted(t.ordinal for own in shares for t in own) == [0, 1, 2]
     counts = [len(own) for own in shares]
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_compressed_files_are_weighed_by_their_text(tmp_path: Path, ranks: int) -> None:
+    """Beside blocks of plain text, and so that no rank has a third more than its share of it."""
+    draws, characters = random.Random(0), [chr(0x4E00 + i) for i in range(400)]
+    sizes = [*range(40, 240, 20), 300, 300]
+    paths = [tmp_path / f"{n}.jsonl{'' if n > 9 else '.gz'}" for n in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        content = "".join(draws.choices(characters, k=20 * size)).encode()  # nearly three times as large as packed
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    config = sample_config(sources=[SourceConfig(path=str(path)) for path in paths])
+    readers = open_sources(config)
+    tasks = [Task(config, r, block, i, "", tmp_path, 0) for i, r in enumerate(readers) for block in r.blocks(1 << 20)]
+    assert [block_size(task) for task in tasks] == [
+        path.stat().st_size * (3 if path.suffix == ".gz" else 1) for path in paths
+    ]
+    loads = [sum(block_size(task) for task in share(tasks, rank, ranks)) for rank in range(ranks)]
+    assert max(loads) <= 4 / 3 * sum(loads) / ranks
 
 
 def test_another_machine_knows_the_job_from_its_folder(tmp_path: Path) -> None:

@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_prep import report
+from data_prep import block, report, shards
 from data_prep.atomic import ASIDE
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SourceConfig, TokenizerConfig
-from data_prep.executors import here
 from data_prep.pipeline import prepare
-from data_prep.shards import read_manifest
+from data_prep.shards import ShardWriter, read_manifest
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.sabotage import Saboteur, end_of, forked, killed_after
 from tests.data_prep.test_pipeline import stable, tree
@@ -44,7 +47,6 @@ class Bench:
         """Begin a preparation in a child; its pid."""
 
         def work() -> None:
-            here.START_METHOD = "fork"  # quick, and safe here: this process has no other threads
             os.fsync = lambda handle: None  # SIGKILL loses nothing that was written; only a machine's end does
             before()
             prepare(self.config.model_copy(update={"workers": workers}), folder)
@@ -77,12 +79,14 @@ def _without_plots() -> Iterator[None]:
         yield
 
 
-def bench_of(place: Path, files: int) -> Bench:
+def bench_of(place: Path, files: int, *others: str) -> Bench:
     for number in range(files):
         texts = [f"第{number}卷第{i}回说的是{'春夏秋冬'[i % 4]}天。天气很好，我们走了{i}里路！" for i in range(12)]
         (place / f"{number}.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     small = {"masks": MaskConfig(views=1), "segment": SegmentConfig(kind="none")}
-    sources = [SourceConfig(path=str(place / f"{number}.txt")) for number in range(files)]
+    sources = [
+        SourceConfig(path=path) for path in (*(str(place / f"{number}.txt") for number in range(files)), *others)
+    ]
     config = sample_config(sources=sources, tokenizer=TokenizerConfig(vocab_size=250), **small)
     whole = prepare(config, place / "whole")
     return Bench(config, tree(whole.folder), stable(whole.manifest), place)
@@ -136,6 +140,44 @@ def test_killed_at_random_moments(bench: Bench) -> None:
         assert end_of(bench.start(folder, WORKERS[(trial + 2) % 3])) == 0, bench.log()
         bench.check_whole(folder, finished)
         trial += 1
+
+
+def test_finished_parts_of_a_compressed_block_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed wherever a part comes into place: those that are there are not tokenized again, all bytes are the same."""
+    texts = [f"第{i}回说的是{'春夏秋冬'[i % 4]}天。天气很好，我们走了{i}里路！" for i in range(60)]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    monkeypatch.setattr(block, "part_bytes", lambda task: 800)
+    bench = bench_of(tmp_path, 0, str(tmp_path / "a.jsonl.gz"))
+    parts = sorted({name.split("/")[1] for name in bench.expected if name.startswith("shards/")})
+    assert len(parts) == 5
+    write_splits, made = block.write_splits, tmp_path / "made"
+
+    def noted(writer: ShardWriter, *arguments: Any) -> dict[str, Any]:
+        with made.open("a") as file:
+            file.write(writer.final.name + "\n")
+        return write_splits(writer, *arguments)
+
+    monkeypatch.setattr(block, "write_splits", noted)
+    for finished in range(1, len(parts)):
+        folder = tmp_path / f"killed-{finished}"
+
+        def kill(last: str = parts[finished]) -> None:
+            put = shards.put_into_place
+
+            def until(aside: Path, final: Path, sound: Callable[[Path], bool]) -> None:
+                put(aside, final, sound)
+                if final.name == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            shards.put_into_place = until
+
+        assert end_of(bench.start(folder, 1, kill)) == KILLED, bench.log()
+        inodes = bench.check_partial(folder)
+        made.unlink()
+        assert end_of(bench.start(folder, 1)) == 0, bench.log()
+        bench.check_whole(folder, inodes)
+        assert made.read_text().split() == [parts[0], *parts[finished + 1 :]]
 
 
 @pytest.mark.parametrize("workers", WORKERS)

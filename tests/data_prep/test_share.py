@@ -6,6 +6,7 @@ import gzip
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,13 @@ from data_prep.documents import Counts
 from data_prep.inspect import totals
 from data_prep.pipeline import prepare, verify
 from data_prep.readers import labels, open_sources
-from data_prep.shards import read_index
+from data_prep.shards import ShardWriter, read_index
 from data_prep.share import copies
 from data_prep.sources import blocks_of
 from data_prep.stream import raw_stream
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.reading import lines
+from tests.data_prep.test_pipeline import stable
 
 TEXTS = [f"第{i}篇文章讲的是公园里的花和树。" + "春天来了，" * (i % 7) for i in range(400)]
 
@@ -195,7 +197,16 @@ def test_a_corpus_of_weighted_limited_and_long_sources(tmp_path: Path, monkeypat
     (corpus.folder / "manifest.json").unlink()
     shutil.rmtree(corpus.folder / "shards" / names[0])
     shutil.rmtree(corpus.folder / "shards" / names[2])
-    assert prepare(config, corpus.folder).hash == corpus.hash
+    made, write_splits = list[str](), block_module.write_splits
+
+    def noted(writer: ShardWriter, *arguments: Any) -> dict[str, Any]:
+        made.append(writer.final.name)
+        return write_splits(writer, *arguments)
+
+    monkeypatch.setattr(block_module, "write_splits", noted)
+    again = prepare(config, corpus.folder)
+    assert again.hash == corpus.hash and stable(again.manifest) == stable(manifest)
+    assert made == [names[0], names[2]]
 
 
 def documents(corpus: Corpus, shard: str, split: str) -> list[bytes]:

@@ -57,7 +57,7 @@ def pseudo_perplexity(
         special_ids: by part (``mask`` among them); none of them is scored.
         budget: tokens of one forward pass.
     """
-    ids, offsets = texts.ids, texts.offsets
+    ids, offsets = texts.ids.astype(np.int64), texts.offsets
     lengths = np.diff(offsets)
     places = np.flatnonzero(~np.isin(ids, list(special_ids.values())))
     text = np.repeat(np.arange(len(lengths)), lengths)[places]

@@ -39,12 +39,12 @@ class Gathered:
     """Sequences with [CLS] and [SEP], as one stream.
 
     ``ids``: [N], in the type of the files, uint16 or uint32; ``bits``: uint8 [(N + 7) // 8], a bit for each token as in
-    ``words.bits``; ``offsets``: int64 [n + 1]. Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B [SEP];
+    ``words.bits``, or None; ``offsets``: int64 [n + 1]. Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B [SEP];
     ``order``: int64 [n], the labels (1: B is random, or A and B are swapped).
     """
 
     ids: NDArray[np.unsignedinteger]
-    bits: NDArray[np.uint8]
+    bits: NDArray[np.uint8] | None
     offsets: Ints
     types: NDArray[np.uint8] | None = None
     order: Ints | None = None
@@ -52,6 +52,8 @@ class Gathered:
     @cached_property
     def continues(self) -> NDArray[np.bool_]:
         """bool [N]: the token continues the word before it."""
+        if self.bits is None:
+            raise ValueError("these sequences were read without their continuation bits")
         return np.unpackbits(self.bits, count=len(self.ids), bitorder="little").view(np.bool_)
 
 
@@ -224,21 +226,26 @@ class Split:
         names: NDArray[np.uint64] = self._bases[owner] | local.view(np.uint64)
         return names
 
-    def gather(self, index: Ints) -> Gathered:
-        """The sequences ``index`` (int64 [n]) in this order."""
+    def gather(self, index: Ints, with_bits: bool = True, empty: Empty = np.empty) -> Gathered:
+        """The sequences ``index`` (int64 [n]) in this order, with or without their continuation bits.
+
+        ``empty``: makes the arrays of the result, in memory of the caller's choice.
+        """
         owner, local, offsets = self._find(index)
         self._touch(owner, local, CONTENT)
         total = int(offsets[-1])
-        ids = np.empty(total, np.uint32 if self._mapped.wide else np.uint16)
-        bits, kinds = np.zeros((total + 63) // 64, np.uint64), np.empty(total if self.pairs else 0, np.uint8)
-        order = np.empty(len(owner) if self.pairs else 0, np.int64)
+        ids = empty(total, np.uint32 if self._mapped.wide else np.uint16)
+        bits = np.zeros((total + 63) // 64 if with_bits else 0, np.uint64)
+        kinds = empty(total if self.pairs else 0, np.uint8)
+        order = empty(len(owner) if self.pairs else 0, np.int64)
         gather(self._mapped.table, owner, local, offsets, self._marks, ids, bits, kinds, order)
-        return Gathered(ids, bits.view(np.uint8)[: (total + 7) // 8], offsets, *((kinds, order) if self.pairs else ()))
+        packed = bits.view(np.uint8)[: (total + 7) // 8] if with_bits else None
+        return Gathered(ids, packed, offsets, *((kinds, order) if self.pairs else ()))
 
     def masked(self, index: Ints, views: Ints, empty: Empty = np.empty) -> Masked:
         """The sequences ``index`` (int64 [n]) in this order, masked under their ``views`` (int64 [n]; the epoch).
 
-        ``empty``: makes the arrays of the result, in memory of the caller's choice.
+        ``empty``: as in :meth:`gather`.
         """
         owner, local, offsets = self._find(index)
         self._touch(owner, local, CONTENT)

@@ -43,7 +43,7 @@ def texts(corpus: Corpus, limit: int, seed: int) -> Gathered:
     """``limit`` held-out sequences, the same ones that the stages' evaluation begins with."""
     split = corpus.split("held_out")
     index, _ = samples(0, min(limit, len(split)), len(split), seed)
-    return split.gather(index)
+    return split.gather(index, with_bits=False)
 
 
 def pseudo_perplexity(

@@ -66,7 +66,7 @@ class CorpusTexts:
         return len(self.split)
 
     def texts(self, index: Ints) -> Texts:
-        found = self.split.gather(index)
+        found = self.split.gather(index, with_bits=False)
         masks = self.split.masks(index, np.zeros(len(index), np.int64))
         hidden = np.repeat(found.offsets[:-1], np.diff(masks.offsets)) + masks.positions
         types = np.zeros(len(found.ids), np.int64) if found.types is None else found.types.astype(np.int64)

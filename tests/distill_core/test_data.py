@@ -179,7 +179,7 @@ def test_a_batch_is_a_stream_of_real_tokens(tiny_corpus: Corpus) -> None:
     assert list(batch.layout.lengths) == lengths and batch.n_tokens == sum(lengths)
     start = 0
     for length, number, view in zip(lengths, index, (0, 1, 0), strict=True):
-        ids = batch.ids[start : start + length]
+        ids = batch.ids[start : start + length].long()
         assert ids[0] == special["cls"] and ids[-1] == special["sep"]
         assert batch.positions[start : start + length].tolist() == list(range(length))
         original = torch.from_numpy(split.gather(np.array([number])).ids.astype(np.int64))

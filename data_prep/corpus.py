@@ -39,8 +39,8 @@ class Gathered:
     """Sequences with [CLS] and [SEP], as one stream.
 
     ``ids``: [N], in the type of the files, uint16 or uint32; ``bits``: uint8 [(N + 7) // 8], a bit for each token as in
-    ``words.bits``, or None; ``offsets``: int64 [n + 1]. Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B [SEP];
-    ``order``: int64 [n], the labels (1: B is random, or A and B are swapped).
+    ``words.bits``, or None; ``offsets``: int64 [n + 1]. Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B
+    [SEP]; ``order``: int64 [n], the labels (1: B is random, or A and B are swapped).
     """
 
     ids: NDArray[np.unsignedinteger]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, groupby
@@ -26,7 +27,7 @@ from data_prep.drops import EXAMPLES, Drops
 from data_prep.encode import encode
 from data_prep.filters import REASONS, any_filter, judge
 from data_prep.mapped import Arrays, Mapped, offsets_of
-from data_prep.masking import MaskRule, drawn, mask_rule
+from data_prep.masking import MaskRule, drawn_views, mask_rule
 from data_prep.readers import Reader
 from data_prep.segment import Segmenter, open_segmenter
 from data_prep.shards import (
@@ -308,10 +309,7 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer,
         firsts = None if sequences.firsts is None else sequences.firsts.astype(np.uint16)
         arrays = Arrays(tokens, bits, sequences.offsets, sequences.pieces, firsts, sequences.order)
         shard = Mapped([arrays], wide=split.dtype.itemsize == 4, pairs=firsts is not None)
-        masked = [
-            write_masks(view / "masks" / f"view-{v}", shard, rule, (config.seed, v, base), split.dtype)
-            for v in range(config.masks.views)
-        ]
+        masked = write_masks(view / "masks", shard, rule, (config.seed, base), config.masks.views)
     return {
         "documents": len(index.documents) - 1,
         "sentences": len(lengths),
@@ -325,23 +323,26 @@ def write_views(split: SplitWriter, name: str, task: Task, tokenizer: Tokenizer,
     }
 
 
-def write_masks(
-    folder: Path, shard: Mapped, rule: MaskRule, key: tuple[int, int, np.uint64], dtype: np.dtype[Any]
-) -> int:
-    """Draw and store one view (``key``: seed, view, id of sequence 0); returns how many tokens it masks."""
-    seed, view, base = key
-    n = int(shard.starts[-1])
-    folder.mkdir(parents=True)
-    counts = [np.zeros(0, np.int64)]
-    with (folder / "positions.bin").open("wb") as positions, (folder / "ids.bin").open("wb") as ids:
+def write_masks(folder: Path, shard: Mapped, rule: MaskRule, key: tuple[int, np.uint64], views: int) -> list[int]:
+    """Draw and store the views (``key``: seed, id of sequence 0); returns how many tokens each of them masks."""
+    n, folders = int(shard.starts[-1]), [folder / f"view-{v}" for v in range(views)]
+    counts = [[np.zeros(0, np.int64)] for _ in folders]
+    with ExitStack() as opened:
+        files = []
+        for own in folders:
+            own.mkdir(parents=True)
+            files.append([opened.enter_context((own / name).open("wb")) for name in ("positions.bin", "ids.bin")])
         for begin in range(0, n, SEQUENCES):
             if begin % (16 * SEQUENCES) == 0:
                 forget(shard.arrays[0].tokens)
-            local = np.arange(begin, min(begin + SEQUENCES, n), dtype=np.int64)
-            masks = drawn(shard, rule, seed, np.full(len(local), view), base | local.astype(np.uint64), local)
-            positions.write(masks.positions.astype("<u2").tobytes())
-            ids.write(masks.ids.astype(dtype.newbyteorder("<")).tobytes())
-            counts.append(np.diff(masks.offsets))
-    offsets = offsets_of(np.concatenate(counts))
-    write_array(folder / "offsets.bin", offsets.astype(np.uint64))
-    return int(offsets[-1])
+            found = drawn_views(shard, rule, key[0], range(views), key[1], begin, min(begin + SEQUENCES, n))
+            for (positions, ids), own_counts, (offsets, *content) in zip(files, counts, found, strict=True):
+                positions.write(content[0].astype("<u2", copy=False).data)
+                ids.write(content[1].astype(content[1].dtype.newbyteorder("<"), copy=False).data)
+                own_counts.append(np.diff(offsets))
+    masked = []
+    for own, own_counts in zip(folders, counts, strict=True):
+        offsets = offsets_of(np.concatenate(own_counts))
+        write_array(own / "offsets.bin", offsets.astype(np.uint64))
+        masked.append(int(offsets[-1]))
+    return masked

@@ -1,11 +1,12 @@
 """The read side of prepared data: batched random reads over memory-mapped shards.
 
-No sample becomes a Python object on the way: the kernels of mapped.py and mask_kernels.py write a whole batch, with its
-special tokens and its masks, out of the mapped files.
+No sample becomes a Python object on the way: the kernels of gathering.py and mask_kernels.py write a whole batch, with
+its special tokens and its masks, out of the mapped files.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from configs.errors import DataError
 from data_prep.checks import CONTENT, INDEX, PARTS, Checked, FirstTouch, unread, unread_masks
 from data_prep.config import MaskConfig
-from data_prep.mapped import Arrays, Mapped, Marks, gather, gather_stored, lengths_of, owners, stored, stored_counts
+from data_prep.gathering import gather, gather_stored, stored, stored_counts
+from data_prep.mapped import Arrays, Mapped, extents, owners
 from data_prep.mapped import offsets_of as offsets_of
 from data_prep.mapped import spread as spread
-from data_prep.masking import Masks, draw_into, drawn, mask_rule
+from data_prep.masking import Empty, Masks, draw_into, drawn, mask_rule
 from data_prep.shards import allow_open_files, map_array, read_manifest, shard_trouble
 from data_prep.similar import SimilarWords, open_similar
 
@@ -36,34 +38,41 @@ _MASK_FILES = ("offsets", "positions", "ids")
 class Gathered:
     """Sequences with [CLS] and [SEP], as one stream.
 
-    ``ids``: int64 [N]; ``continues``: bool [N], the token continues the word before it; ``offsets``: int64 [n + 1].
-    Of pairs only: ``types``: int64 [N], 0 in [CLS] A [SEP], 1 in B [SEP]; ``order``: int64 [n], the labels (1: B is
-    random, or A and B are swapped).
+    ``ids``: [N], in the type of the files, uint16 or uint32; ``bits``: uint8 [(N + 7) // 8], a bit for each token as in
+    ``words.bits``, or None; ``offsets``: int64 [n + 1]. Of pairs only: ``types``: uint8 [N], 0 in [CLS] A [SEP], 1 in B
+    [SEP]; ``order``: int64 [n], the labels (1: B is random, or A and B are swapped).
     """
 
-    ids: Ints
-    continues: NDArray[np.bool_]
+    ids: NDArray[np.unsignedinteger]
+    bits: NDArray[np.uint8] | None
     offsets: Ints
-    types: Ints | None = None
+    types: NDArray[np.uint8] | None = None
     order: Ints | None = None
+
+    @cached_property
+    def continues(self) -> NDArray[np.bool_]:
+        """bool [N]: the token continues the word before it."""
+        if self.bits is None:
+            raise ValueError("these sequences were read without their continuation bits")
+        return np.unpackbits(self.bits, count=len(self.ids), bitorder="little").view(np.bool_)
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Sequences with [CLS] and [SEP], masked, as one stream.
+    """Sequences with [CLS] and [SEP], masked, as one stream, in the types that a training step takes.
 
-    ``ids``, ``positions`` (from 0 in each sequence): int64 [N]; ``offsets``: int64 [n + 1]; ``rows``: int64 [M], the
+    ``ids``, ``positions`` (from 0 in each sequence): int32 [N]; ``offsets``: int64 [n + 1]; ``rows``: int64 [M], the
     selected rows of the stream, ascending, and ``labels``: int64 [M], the tokens that stood there; ``sequence_ids``:
-    uint64 [n]; ``types`` and ``order`` as in :class:`Gathered`.
+    uint64 [n]; ``types``: int32 [N] and ``order`` as in :class:`Gathered`.
     """
 
-    ids: Ints
-    positions: Ints
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
     offsets: Ints
     rows: Ints
     labels: Ints
     sequence_ids: NDArray[np.uint64]
-    types: Ints | None = None
+    types: NDArray[np.int32] | None = None
     order: Ints | None = None
 
 
@@ -120,15 +129,17 @@ class StoredViews:
     def __init__(self, shards: list[ShardSplit], views: int, verify: bool) -> None:
         self._shards, self._verify = shards, verify
         self._arrays: dict[int, list[list[NDArray[Any]]]] = {}
+        self._mapping = threading.Lock()
         self._touched: dict[int, FirstTouch] = {}
         self.addresses = np.zeros((views, len(shards), 3), np.uint64)
         self.sizes = np.zeros((views, len(shards)), np.int64)
 
     def touch(self, wide: bool, owner: Ints, local: Ints, which: Ints) -> None:
         """Map the views ``which`` (int64 [n]) and check what will be read of them."""
-        for view in np.unique(which).tolist():
-            if view not in self._arrays:
-                self._map(view)
+        for view in set(which.tolist()):
+            with self._mapping:
+                if view not in self._arrays:
+                    self._map(view)
             touched = self._touched.get(view)
             if touched is not None and touched.left:
                 here = which == view
@@ -163,7 +174,7 @@ class Split:
         self._masking = MaskConfig(**{k: v for k, v in masking.items() if k in MaskConfig.model_fields})
         self._seed: int = masking["seed"]
         self._rule = mask_rule(self._masking, name, tokenizer["special_ids"], tokenizer["vocab_size"], counts, words)
-        self._marks = Marks(*(int(tokenizer["special_ids"][k]) for k in ("cls", "sep")))
+        self._marks = (int(tokenizer["special_ids"]["cls"]), int(tokenizer["special_ids"]["sep"]))
         self.name = name
         self.pairs: bool = manifest.get("pairs", False)
         self.specials = 3 if self.pairs else 2
@@ -184,19 +195,19 @@ class Split:
 
     def _owners(self, index: Ints) -> tuple[Ints, Ints]:
         """(shard, number in it) of each sequence."""
-        found: tuple[Ints, Ints] = owners(self._mapped.starts, np.ascontiguousarray(index, np.int64))
-        if len(index) and found[0].min() < 0:
+        owner, local, sound = owners(self._mapped.starts, np.ascontiguousarray(index, np.int64))
+        if not sound:
             raise IndexError(f"sequence numbers must be in 0 .. {len(self) - 1}")
-        return found
+        return owner, local
 
     def _find(self, index: Ints) -> tuple[Ints, Ints, Ints]:
-        """(shard, number in it, tokens with [CLS] and [SEP]s) of each sequence; int64 [n] each."""
+        """(shard, number in it) of each sequence, int64 [n] each, and where they begin in a batch, int64 [n + 1]."""
         owner, local = self._owners(index)
         self._touch(owner, local, INDEX, PARTS)
-        lengths, bad = lengths_of(self._mapped.table, owner, local)
+        offsets, bad = extents(self._mapped.table, owner, local)
         if bad >= 0:
             raise DataError(f"The sequence index {self._shards[bad].view} is damaged. Run `distill data verify`.")
-        return owner, local, lengths + self.specials
+        return owner, local, offsets
 
     def _touch(self, owner: Ints, local: Ints, *stages: int) -> None:
         if self._touched is not None and self._touched.left:
@@ -205,49 +216,54 @@ class Split:
 
     def lengths(self, index: Ints) -> NDArray[np.int32]:
         """int32 [n]: tokens with [CLS] and [SEP]s."""
-        return self._find(index)[2].astype(np.int32)
+        return np.diff(self._find(index)[2]).astype(np.int32)
 
     def sequence_ids(self, index: Ints) -> NDArray[np.uint64]:
         """uint64 [n]: ids that do not depend on workers, ranks or other shards."""
-        owner, local = self._owners(index)
-        ids: NDArray[np.uint64] = self._bases[owner] | local.astype(np.uint64)
-        return ids
+        return self._names(*self._owners(index))
 
-    def gather(self, index: Ints) -> Gathered:
-        """The sequences ``index`` (int64 [n]) in this order."""
-        owner, local, lengths = self._find(index)
+    def _names(self, owner: Ints, local: Ints) -> NDArray[np.uint64]:
+        names: NDArray[np.uint64] = self._bases[owner] | local.view(np.uint64)
+        return names
+
+    def gather(self, index: Ints, with_bits: bool = True, empty: Empty = np.empty) -> Gathered:
+        """The sequences ``index`` (int64 [n]) in this order, with or without their continuation bits.
+
+        ``empty``: makes the arrays of the result, in memory of the caller's choice.
+        """
+        owner, local, offsets = self._find(index)
         self._touch(owner, local, CONTENT)
-        offsets = offsets_of(lengths)
-        ids, continues = np.empty(int(offsets[-1]), np.int64), np.empty(int(offsets[-1]), np.bool_)
-        kinds, order = self._of_pairs(offsets)
-        gather(self._mapped.table, owner, local, offsets, tuple(self._marks), ids, continues, kinds, order)
-        return Gathered(ids, continues, offsets, *((kinds, order) if self.pairs else ()))
+        total = int(offsets[-1])
+        ids = empty(total, np.uint32 if self._mapped.wide else np.uint16)
+        bits = np.zeros((total + 63) // 64 if with_bits else 0, np.uint64)
+        kinds = empty(total if self.pairs else 0, np.uint8)
+        order = empty(len(owner) if self.pairs else 0, np.int64)
+        gather(self._mapped.table, owner, local, offsets, self._marks, ids, bits, kinds, order)
+        packed = bits.view(np.uint8)[: (total + 7) // 8] if with_bits else None
+        return Gathered(ids, packed, offsets, *((kinds, order) if self.pairs else ()))
 
-    def _of_pairs(self, offsets: Ints) -> tuple[Ints, Ints]:
-        """Room for token types and labels; none where there are no pairs."""
-        sizes = (int(offsets[-1]), len(offsets) - 1) if self.pairs else (0, 0)
-        return np.empty(sizes[0], np.int64), np.empty(sizes[1], np.int64)
+    def masked(self, index: Ints, views: Ints, empty: Empty = np.empty) -> Masked:
+        """The sequences ``index`` (int64 [n]) in this order, masked under their ``views`` (int64 [n]; the epoch).
 
-    def masked(self, index: Ints, views: Ints) -> Masked:
-        """The sequences ``index`` (int64 [n]) in this order, masked under their ``views`` (int64 [n]; the epoch)."""
-        owner, local, lengths = self._find(index)
+        ``empty``: as in :meth:`gather`.
+        """
+        owner, local, offsets = self._find(index)
         self._touch(owner, local, CONTENT)
-        offsets = offsets_of(lengths)
-        ids, positions = (np.empty(int(offsets[-1]), np.int64) for _ in range(2))
-        kinds, order = self._of_pairs(offsets)
-        names = self._bases[owner] | local.astype(np.uint64)
-        table, out = self._mapped.table, (ids, positions, kinds, order)
+        total = int(offsets[-1])
+        ids, positions = empty(total, np.int32), empty(total, np.int32)
+        kinds, order = empty(total if self.pairs else 0, np.int32), empty(len(owner) if self.pairs else 0, np.int64)
+        names, out = self._names(owner, local), (ids, positions, kinds, order)
         if self._masking.stored(self.name):
             which = np.asarray(views, np.int64) % self._masking.views
             starts = self._stored_starts(owner, local, which)
-            rows, labels = (np.empty(int(starts[-1]), np.int64) for _ in range(2))
-            stream = (owner, local, which, offsets, starts, tuple(self._marks))
-            bad = gather_stored(table, self._views.addresses, *stream, *out, rows, labels)
+            rows, labels = empty(int(starts[-1]), np.int64), empty(int(starts[-1]), np.int64)
+            stream = (owner, local, which, offsets, starts, self._marks)
+            bad = gather_stored(self._mapped.table, self._views.addresses, *stream, *out, rows, labels)
             if bad >= 0:
                 raise self._damaged_masks(bad)
         else:
             key, where = (self._rule, self._seed, views, names), (owner, local, offsets)
-            rows, labels = draw_into(self._mapped, *key, where, self._marks, out)[1][:2]
+            _, rows, labels = draw_into(self._mapped, *key, where, self._marks, out, empty)
         return Masked(ids, positions, offsets, rows, labels, names, *((kinds, order) if self.pairs else ()))
 
     def masks(self, index: Ints, views: Ints) -> Masks:
@@ -263,8 +279,7 @@ class Split:
         """Drawn now, by the function that also made the stored ones."""
         owner, local, _ = self._find(index)
         self._touch(owner, local, CONTENT)
-        names = self._bases[owner] | local.astype(np.uint64)
-        return drawn(self._mapped, self._rule, self._seed, views, names, index)
+        return drawn(self._mapped, self._rule, self._seed, views, self._names(owner, local), index)
 
     def stored_masks(self, index: Ints, views: Ints) -> Masks:
         """Read from the stored views."""
@@ -278,10 +293,11 @@ class Split:
     def _stored_starts(self, owner: Ints, local: Ints, which: Ints) -> Ints:
         """int64 [n + 1]: where the selected tokens of each sequence begin in a batch."""
         self._views.touch(self._mapped.wide, owner, local, which)
-        counts, bad = stored_counts(self._views.addresses, self._views.sizes, owner, local, which)
+        starts: Ints
+        starts, bad = stored_counts(self._views.addresses, self._views.sizes, owner, local, which)
         if bad >= 0:
             raise self._damaged_masks(bad)
-        return offsets_of(counts)
+        return starts
 
     def _damaged_masks(self, shard: int) -> DataError:
         return DataError(f"The masks in {self._shards[shard].view} are damaged. Run `distill data verify`.")

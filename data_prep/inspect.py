@@ -44,7 +44,7 @@ def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int 
 
 
 def draw_sequence(
-    ids: NDArray[np.int64], continues: NDArray[np.bool_], replaced: dict[int, int], tokenizer: Tokenizer
+    ids: NDArray[np.integer], continues: NDArray[np.bool_], replaced: dict[int, int], tokenizer: Tokenizer
 ) -> str:
     """One sequence: its words, and what masking makes of the selected ones.
 

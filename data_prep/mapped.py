@@ -1,8 +1,8 @@
-"""Kernels that read sequences straight out of the mapped files of all shards: one call a batch, whatever the shards.
+"""Prepared shards as kernels see them: one call reads a batch straight out of the mapped files, whatever the shards.
 
 Numba takes no list of arrays of changing length without a Python object for each, so the kernels get a table of the
-addresses of the mapped files. Whoever makes the table keeps the arrays (:class:`Mapped` does), and :func:`locate` holds
-every sequence against the sizes of the files before anything else is read.
+addresses of the mapped files. Whoever makes the table keeps the arrays (:class:`Mapped` does), and :func:`extents`
+holds every sequence against the sizes of the files before anything else is read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -112,6 +113,24 @@ def _as_pointer(typing_context: Any, address: Any) -> Any:
 _pointer: Any = _as_pointer
 
 
+@intrinsic
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    """Begin to fetch the cache line of an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        where = builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        builder.call(function, [where, number(0), number(3), number(1)])  # to read; kept; data
+        return context.get_dummy_value()
+
+    return types.none(types.uint64), generate
+
+
+prefetch: Any = _prefetch
+
+
 @njit(cache=True, nogil=True, inline="always")
 def u8(address: Any, n: Any) -> Any:
     return carray(_pointer(address), n, np.uint8)
@@ -149,9 +168,9 @@ def i64(address: Any, n: Any) -> Any:
 
 @njit(cache=True, nogil=True, inline="always")
 def bare(array: Any) -> Any:
-    """The same int64 array without its reference count, which kernels would go on changing, one atom at a time, at each
+    """The same array without its reference count, which kernels would go on changing, one atom at a time, at each
     call of another. The caller of the kernel keeps the array."""
-    return i64(np.uint64(array.ctypes.data), len(array))
+    return carray(_pointer(np.uint64(array.ctypes.data)), len(array), array.dtype)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -168,13 +187,13 @@ def bare_shards(shards: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def owners(starts: Any, index: Any) -> Any:
-    """(shard, number in the shard) of each sequence, int64 [n] each; a shard of -1: there is no such sequence."""
-    n = len(index)
+    """(shard, number in the shard) of each sequence, int64 [n] each, and whether there are all of them."""
+    n, sound = len(index), True
     owner, local = np.empty(n, np.int64), np.empty(n, np.int64)
     for i in range(n):
         low, high = 0, len(starts) - 1
         if index[i] < 0 or index[i] >= starts[high]:
-            owner[i] = -1
+            owner[i], local[i], sound = -1, 0, False
             continue
         while high - low > 1:  # the last shard that begins at or before it; empty ones begin where the next does
             middle = (low + high) >> 1
@@ -183,206 +202,30 @@ def owners(starts: Any, index: Any) -> Any:
             else:
                 high = middle
         owner[i], local[i] = low, index[i] - starts[low]
-    return owner, local
+    return owner, local, sound
 
 
 @njit(cache=True, nogil=True)
-def lengths_of(shards: Any, owner: Any, local: Any) -> Any:
-    """(int64 [n], tokens of each sequence without special ones; the first shard whose index is not sound, or -1)."""
-    out, bad = np.empty(len(owner), np.int64), -1
+def extents(shards: Any, owner: Any, local: Any) -> Any:
+    """(int64 [n + 1], where each sequence begins in a batch, with its special tokens; the first shard whose index is
+    not sound, or -1)."""
+    offsets, bad, specials = np.empty(len(owner) + 1, np.int64), -1, 3 if shards[4] else 2
     shards = bare_shards(shards)
+    total = offsets[0] = 0
     for i in range(len(owner)):
         s, own = owner[i], local[i]
-        offsets = i64(shards.addresses[s, OFFSETS], own + 2)
-        first, last = offsets[own], offsets[own + 1]
-        out[i] = 0
+        index = i64(shards.addresses[s, OFFSETS], own + 2)
+        first, last = index[own], index[own + 1]
+        total += specials
         if first < 0 or last < first or last > shards.sizes[s, 1]:
             bad = s
-            continue
+            last = first
         pieces = i64(shards.addresses[s, PIECES], 2 * last)
         for p in range(first, last):
             start, count = pieces[2 * p], pieces[2 * p + 1]
             if start < 0 or count < 0 or count > shards.sizes[s, 0] - start:
                 bad = s
             else:
-                out[i] += count
-    return out, bad
-
-
-# ---------------------------------------------------------------- reading
-
-
-@njit(cache=True, nogil=True, inline="always")
-def copy_tokens(shards: Any, s: Any, start: Any, count: Any, ids: Any, at: Any) -> None:
-    target = ids[at : at + count]  # of its own, so that the loops become vector instructions
-    if shards.wide:
-        wide = u32(shards.addresses[s, TOKENS] + np.uint64(4 * start), count)
-        for j in range(len(target)):
-            target[j] = wide[j]
-    else:
-        narrow = u16(shards.addresses[s, TOKENS] + np.uint64(2 * start), count)
-        for j in range(len(target)):
-            target[j] = narrow[j]
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def copy_sequence(shards: Any, s: Any, own: Any, marks: Any, ids: Any, at: Any) -> Any:
-    """Write [CLS] tokens [SEP] (of pairs: with a [SEP] between) into ``ids`` from ``at`` on; returns where it ends."""
-    offsets = i64(shards.addresses[s, OFFSETS], own + 2)
-    pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
-    ids[at] = marks.cls
-    at += 1
-    for p in range(offsets[own], offsets[own + 1]):
-        if shards.pairs and p > offsets[own]:
-            ids[at] = marks.sep
-            at += 1
-        copy_tokens(shards, s, pieces[2 * p], pieces[2 * p + 1], ids, at)
-        at += pieces[2 * p + 1]
-    ids[at] = marks.sep
-    return at + 1
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def pair_of(shards: Any, s: Any, own: Any, begin: Any, end: Any, kinds: Any) -> Any:
-    """Write the token types of a pair; returns its label."""
-    first = u16(shards.addresses[s, FIRSTS], own + 1)[own]
-    kinds[begin : begin + first + 2] = 0
-    kinds[begin + first + 2 : end] = 1
-    return u8(shards.addresses[s, ORDER], own + 1)[own]
-
-
-@njit(cache=True, nogil=True, forceinline=True)
-def unpack(bits: Any, start: Any, out: Any) -> None:
-    """The continuation bits of one piece; a word never reaches over the border of two."""
-    j, n = 0, len(out)
-    while j < n and (start + j) & 7:
-        out[j] = (bits[(start + j) >> 3] >> np.uint8((start + j) & 7)) & np.uint8(1)
-        j += 1
-    eights = bits[(start + j) >> 3 : (start + n) >> 3]
-    middle = out[j : j + 8 * len(eights)].reshape((len(eights), 8))
-    for b in range(len(eights)):
-        for k in range(8):
-            middle[b, k] = (eights[b] >> np.uint8(k)) & np.uint8(1)
-    for k in range(j + 8 * len(eights), n):
-        out[k] = (bits[(start + k) >> 3] >> np.uint8((start + k) & 7)) & np.uint8(1)
-    if n > 0:
-        out[0] = False
-
-
-@njit(cache=True, nogil=True)
-def gather(
-    shards: Any, owner: Any, local: Any, offsets: Any, marks: Any, ids: Any, continues: Any, kinds: Any, order: Any
-) -> None:
-    """Fill int64 ``ids`` [N] and bool ``continues`` [N]; of pairs also int64 ``kinds`` [N] and ``order`` [n]."""
-    shards, marks, ids = bare_shards(shards), Marks(marks[0], marks[1]), bare(ids)
-    for i in range(len(owner)):
-        s, own, at = owner[i], local[i], offsets[i]
-        copy_sequence(shards, s, own, marks, ids, at)
-        if shards.pairs:
-            order[i] = pair_of(shards, s, own, at, offsets[i + 1], kinds)
-        index = i64(shards.addresses[s, OFFSETS], own + 2)
-        pieces = i64(shards.addresses[s, PIECES], 2 * index[own + 1])
-        bits = u8(shards.addresses[s, BITS], (shards.sizes[s, 0] + 7) >> 3)
-        continues[at] = False
-        at += 1
-        for p in range(index[own], index[own + 1]):
-            if shards.pairs and p > index[own]:
-                continues[at] = False
-                at += 1
-            start, count = pieces[2 * p], pieces[2 * p + 1]
-            unpack(bits, start, continues[at : at + count])
-            at += count
-        continues[at] = False
-
-
-@njit(cache=True, nogil=True)
-def gather_stored(
-    shards: Any,
-    views: Any,
-    owner: Any,
-    local: Any,
-    which: Any,
-    offsets: Any,
-    masked: Any,
-    marks: Any,
-    ids: Any,
-    positions: Any,
-    kinds: Any,
-    order: Any,
-    rows: Any,
-    labels: Any,
-) -> Any:
-    """Fill a masked batch from stored views; returns the first shard whose view is not sound, or -1.
-
-    ``masked``: int64 [n + 1], where each sequence's rows begin.
-    """
-    shards, marks, ids = bare_shards(shards), Marks(marks[0], marks[1]), bare(ids)
-    for i in range(len(owner)):
-        s, own, at = owner[i], local[i], offsets[i]
-        copy_sequence(shards, s, own, marks, ids, at)
-        count_up(positions, at, offsets[i + 1])
-        if shards.pairs:
-            order[i] = pair_of(shards, s, own, at, offsets[i + 1], kinds)
-        first = np.int64(i64(views[which[i], s, 0], own + 1)[own])
-        m, n = masked[i], masked[i + 1] - masked[i]
-        places = u16(views[which[i], s, 1] + np.uint64(2 * first), n)
-        highest = np.int64(0)
-        for k in range(n):
-            highest = max(highest, np.int64(places[k]))
-            rows[m + k] = at + places[k]
-        if at + highest >= offsets[i + 1]:
-            return s
-        for k in range(n):
-            labels[m + k] = ids[rows[m + k]]
-        if shards.wide:
-            wide = u32(views[which[i], s, 2] + np.uint64(4 * first), n)
-            for k in range(n):
-                ids[rows[m + k]] = wide[k]
-        else:
-            narrow = u16(views[which[i], s, 2] + np.uint64(2 * first), n)
-            for k in range(n):
-                ids[rows[m + k]] = narrow[k]
-    return -1
-
-
-@njit(cache=True, nogil=True, inline="always")
-def count_up(positions: Any, begin: Any, end: Any) -> None:
-    target = positions[begin:end]
-    for t in range(len(target)):
-        target[t] = t
-
-
-@njit(cache=True, nogil=True)
-def stored_counts(views: Any, sizes: Any, owner: Any, local: Any, which: Any) -> Any:
-    """(int64 [n], stored selected tokens of each sequence; the first shard whose view is not sound, or -1)."""
-    out, bad = np.zeros(len(owner), np.int64), -1
-    for i in range(len(owner)):
-        s, own = owner[i], local[i]
-        offsets = i64(views[which[i], s, 0], own + 2)
-        if offsets[own] < 0 or offsets[own + 1] < offsets[own] or offsets[own + 1] > sizes[which[i], s]:
-            bad = s
-        else:
-            out[i] = offsets[own + 1] - offsets[own]
-    return out, bad
-
-
-@njit(cache=True, nogil=True)
-def stored(
-    views: Any, wide: Any, owner: Any, local: Any, which: Any, masked: Any, positions: Any, replaced: Any
-) -> None:
-    """Fill int64 ``positions`` and ``replaced`` [m] from stored views."""
-    for i in range(len(owner)):
-        s, own = owner[i], local[i]
-        first = np.int64(i64(views[which[i], s, 0], own + 1)[own])
-        m, n = masked[i], masked[i + 1] - masked[i]
-        places = u16(views[which[i], s, 1] + np.uint64(2 * first), n)
-        for k in range(n):
-            positions[m + k] = places[k]
-        if wide:
-            ids32 = u32(views[which[i], s, 2] + np.uint64(4 * first), n)
-            for k in range(n):
-                replaced[m + k] = ids32[k]
-        else:
-            ids16 = u16(views[which[i], s, 2] + np.uint64(2 * first), n)
-            for k in range(n):
-                replaced[m + k] = ids16[k]
+                total += count
+        offsets[i + 1] = total
+    return offsets, bad

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from data_prep.hashing import GOLDEN, hashed, mix, unit
-from data_prep.mapped import FIRSTS, Marks, bare, bare_shards, copy_sequence, count_up, i64, pair_of, u16
+from data_prep.gathering import AHEAD, copy_sequence, count_up, fetch, pair_of
+from data_prep.hashing import GOLDEN, hashed, mix
+from data_prep.mapped import FIRSTS, Marks, bare, bare_shards, u16
 from data_prep.mask_tables import ONE, bare_rule, scratch_of, trailing_zeros
 from data_prep.mask_words import draw_keys, find_borders, row_of, select, size_of, start_of, weigh, without_specials
 
@@ -48,10 +49,9 @@ def find_word(rule: Any, ids: Any, begin: Any, count: Any) -> Any:
 @njit(cache=True, nogil=True, forceinline=True)
 def _random(rule: Any, base: Any, t: Any) -> Any:
     """Uniform in the vocabulary without the special tokens."""
-    drawn = np.int64(hashed(base, _TOKEN, t) % np.uint64(rule.vocab_size - len(rule.specials)))
-    for special in rule.specials:  # step over the special ids
-        if drawn >= special:
-            drawn += 1
+    drawn = np.int64(hashed(base, _TOKEN, t) % np.uint64(rule.ordinary))
+    for run in range(len(rule.specials)):  # step over the special ids
+        drawn += rule.specials[run, 1] if drawn >= rule.specials[run, 0] else 0
     return drawn
 
 
@@ -96,55 +96,81 @@ def _places(taken: Any, length: Any, places: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _emit(rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out: Any, m: Any) -> Any:
-    """Write rows, labels and new ids of the taken tokens; returns where they end, or -1: no room."""
+def _emit(
+    rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out_rows: Any, out_labels: Any
+) -> Any:
+    """Write rows and labels of the taken tokens, and into ``ids`` what stands there now; returns how many they are, or
+    -1: no room."""
     count = _places(scratch.taken, length, scratch.places)
-    if m + count > len(out[0]):
+    if count > len(out_rows):
         return -1
     mask_id, masked, similar, other = rule.mask_id, rule.bounds[0], rule.bounds[1], rule.bounds[2]
-    rows, labels, after = out[0][m : m + count], out[1][m : m + count], out[2][m : m + count]
-    places, drawn, kinds, changed = scratch.places[:count], scratch.sizes[:count], scratch.scores[:count], scratch.more
-    for k in range(count):  # where what becomes of a token is drawn
-        drawn[k] = start_of(scratch.borders, places[k]) if rule.by_word else places[k]
+    rows, labels = out_rows[:count], out_labels[:count]
+    places, drawn, kinds, changed = scratch.places[:count], scratch.sizes[:count], scratch.kinds[:count], scratch.more
+    if rule.by_word:  # where what becomes of a token is drawn
+        for k in range(count):
+            drawn[k] = start_of(scratch.borders, places[k])
+    else:
+        for k in range(len(drawn)):
+            drawn[k] = places[k]
     for k in range(len(kinds)):
-        kinds[k] = unit(hashed(base, _KIND, drawn[k]))
+        kinds[k] = np.int64(hashed(base, _KIND, drawn[k]) >> np.uint64(11))
     for k in range(len(rows)):
-        row = row_of(first, gap, places[k])
-        label = ids[row]
-        rows[k], labels[k] = row, label
-        after[k] = mask_id if kinds[k] < masked else label
+        rows[k] = row_of(first, gap, places[k])
+        labels[k] = ids[rows[k]]
     changes = 0
     for k in range(count):
+        ids[rows[k]] = mask_id if kinds[k] < masked else labels[k]
         changed[changes] = k
         changes += (kinds[k] >= masked) & (kinds[k] < other)
-    for c in range(changes):
-        k = changed[c]
-        after[k] = _another(rule, base, ids, rows[k], places[k], kinds[k] >= similar, scratch.borders)
-    return m + count
+    if len(rule.slots) > 0:  # similar words are looked up by what stood there
+        for k in range(count):
+            drawn[k] = ids[rows[k]]
+            ids[rows[k]] = labels[k]
+        for c in range(changes):
+            k = changed[c]
+            drawn[k] = _another(rule, base, ids, rows[k], places[k], kinds[k] >= similar, scratch.borders)
+        for k in range(count):
+            ids[rows[k]] = drawn[k]
+    else:
+        for c in range(changes):
+            k = changed[c]
+            ids[rows[k]] = _random(rule, base, places[k])
+    return count
 
 
 # ---------------------------------------------------------------- sequences
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _base(seed: Any, view: Any, number: Any) -> Any:
+    """What all draws of a sequence under a view are hashed with."""
+    return mix(mix(mix(seed + GOLDEN) + np.uint64(view) * GOLDEN + GOLDEN) ^ number)
+
+
 @njit(cache=True, nogil=True, forceinline=True)
 def _draw_one(
-    shards: Any, rule: Any, base: Any, s: Any, own: Any, ids: Any, begin: Any, scratch: Any, out: Any, m: Any
+    rule: Any,
+    base: Any,
+    ids: Any,
+    first: Any,
+    gap: Any,
+    length: Any,
+    maskable: Any,
+    scratch: Any,
+    rows: Any,
+    labels: Any,
 ) -> Any:
-    """Mask the sequence that stands in ``ids`` from ``begin`` on; returns where its rows end (-1: no room)."""
-    if rule.rate == 0:
-        return m
-    length = find_borders(shards, rule.whole_words, s, own, scratch)
-    gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
-    first = begin + 1
-    maskable = length - without_specials(shards, rule.specials, s, own, scratch)
+    """Mask the sequence whose words are in ``scratch`` and whose tokens stand in ``ids`` from ``first`` on; returns
+    how many are selected (-1: more than there is room for)."""
     if maskable == 0:
-        return m
+        return 0
     draw_keys(base, length, scratch)
     if len(rule.weights) > 0:
         weigh(ids, first, gap, rule.weights, length, scratch)
     budget = min(rule.most, max(1, int(np.floor(rule.rate * maskable + 0.5))))
     select(rule, base, budget, maskable, length, scratch)
-    return _emit(rule, base, ids, first, gap, length, scratch, out, m)
+    return _emit(rule, base, ids, first, gap, length, scratch, rows, labels)
 
 
 @njit(cache=True, nogil=True)
@@ -163,34 +189,86 @@ def gather_drawn(
     kinds: Any,
     order: Any,
     room: Any,
-    out: Any,
+    rows: Any,
+    labels: Any,
     masked: Any,
 ) -> Any:
-    """Fill a masked batch, its masks drawn now; returns whether ``out`` was large enough.
+    """Fill a masked batch, its masks drawn now; returns whether there was room for all ``rows`` and ``labels``.
 
-    ``positions``, ``kinds`` and ``order`` are left alone if they are empty. ``room``: int64, 8 for each token of the
-    longest sequence and two more; ``out``: int64 [3, M], room for rows, labels and new ids; ``masked``: int64 [n + 1],
-    becomes where the rows of each sequence begin.
+    ``positions``, ``kinds`` and ``order`` are left alone if they are empty. ``room``: memory for
+    :func:`mask_tables.scratch_of`; ``masked``: int64 [n + 1], becomes where the rows of each sequence begin.
     """
-    n, m, most = len(owner), 0, out.shape[1]
-    where = np.uint64(out.ctypes.data)
-    found = (i64(where, most), i64(where + np.uint64(8 * most), most), i64(where + np.uint64(16 * most), most))
+    m = 0
     shards, rule, marks = bare_shards(shards), bare_rule(rule), Marks(marks[0], marks[1])
-    ids, scratch = bare(ids), scratch_of(room)
+    ids, rows, labels, scratch = bare(ids), bare(rows), bare(labels), scratch_of(room)
     masked[0] = 0
-    for i in range(n):
+    for i in range(len(owner)):
+        if i + AHEAD < len(owner):
+            fetch(shards, owner[i + AHEAD], local[i + AHEAD], rule.rate > 0)
         s, own, begin, end = owner[i], local[i], offsets[i], offsets[i + 1]
         copy_sequence(shards, s, own, marks, ids, begin)
         if len(positions) > 0:
             count_up(positions, begin, end)
         if len(order) > 0:
             order[i] = pair_of(shards, s, own, begin, end, kinds)
-        base = mix(mix(mix(seed + GOLDEN) + np.uint64(views[i]) * GOLDEN + GOLDEN) ^ numbers[i])
-        stop = _draw_one(shards, rule, base, s, own, ids, begin, scratch, found, m)
-        if stop < 0:
-            return False
-        for k in range(m, stop):
-            ids[found[0][k]] = found[2][k]
-        m = stop
+        if rule.rate > 0:
+            length = find_borders(shards, rule.whole_words, s, own, scratch)
+            gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
+            maskable = length - without_specials(shards, rule.specials, s, own, scratch)
+            base = _base(seed, views[i], numbers[i])
+            count = _draw_one(rule, base, ids, begin + 1, gap, length, maskable, scratch, rows[m:], labels[m:])
+            if count < 0:
+                return False
+            m += count
         masked[i + 1] = m
+    return True
+
+
+@njit(cache=True, nogil=True)
+def draw_views(
+    shards: Any,
+    rule: Any,
+    seed: Any,
+    views: Any,
+    numbers: Any,
+    owner: Any,
+    local: Any,
+    room: Any,
+    ids: Any,
+    found: Any,
+    positions: Any,
+    replaced: Any,
+    offsets: Any,
+) -> Any:
+    """Masks of all sequences under each of V views, one after another, as they are stored; returns whether there was
+    room for them.
+
+    What does not depend on the view is done once. ``ids``: room for a sequence and its special tokens; ``found``: int64
+    [2, its length], room; ``positions``: uint16 [V, M] and ``replaced`` [V, M], filled; ``offsets``: int64 [V, n + 1].
+    """
+    shards, rule = bare_shards(shards), bare_rule(rule)
+    ids, scratch = bare(ids), scratch_of(room)
+    rows, labels = bare(found[0]), bare(found[1])
+    for v in range(len(views)):
+        offsets[v, 0] = 0
+    for i in range(len(owner)):
+        s, own = owner[i], local[i]
+        copy_sequence(shards, s, own, Marks(0, 0), ids, 0)
+        length = find_borders(shards, rule.whole_words, s, own, scratch)
+        gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
+        maskable = length - without_specials(shards, rule.specials, s, own, scratch)
+        for v in range(len(views)):
+            if v > 0:
+                scratch.taken[: (length >> 6) + 2] = 0
+            base, m = _base(seed, views[v], numbers[i]), offsets[v, i]
+            count = _draw_one(rule, base, ids, np.int64(1), gap, length, maskable, scratch, rows, labels)
+            if m + count > positions.shape[1]:
+                return False
+            own_positions, own_ids = positions[v, m : m + count], replaced[v, m : m + count]
+            for k in range(count):
+                own_positions[k] = rows[k]
+                own_ids[k] = ids[rows[k]]
+            for k in range(count):
+                ids[rows[k]] = labels[k]
+            offsets[v, i + 1] = m + count
     return True

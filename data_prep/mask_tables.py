@@ -20,17 +20,18 @@ ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 class Rule(NamedTuple):
     """masking.MaskRule as kernels want it.
 
-    ``weights``: [V] or [0]; ``bounds``: upper ends of the shares of [MASK], random and similar words; ``specials``:
-    ascending; ``ngrams``: [k], chances of 1, 1 .. 2, ... 1 .. k words, or [0]; ``slots``, ``starts``, ``ids``,
-    ``near``: the table of similar words (similar.py), or empty.
+    ``weights``: [V] or [0]; ``bounds``: upper ends of the shares of [MASK], random and similar words, of
+    2**53; ``ordinary``: tokens that are not special; ``specials``: [k, 2], runs of special ids, ascending: the first of
+    each and how many; ``ngrams``: [k], chances of 1, 1 .. 2, ... 1 .. k words, or [0]; ``slots``,
+    ``starts``, ``ids``, ``near``: the table of similar words (similar.py), or empty.
     """
 
     rate: float
     most: int
     weights: NDArray[np.float64]
-    bounds: tuple[float, float, float]
+    bounds: tuple[int, int, int]
     mask_id: int
-    vocab_size: int
+    ordinary: int
     specials: Ints
     whole_words: bool
     by_word: bool
@@ -54,14 +55,16 @@ class Scratch(NamedTuple):
     sizes: Ints
     more: Ints
     scores: NDArray[np.float64]
+    kinds: Ints
+    some: NDArray[np.uint64]
 
 
 LANES = len(Scratch._fields)
 
 
 def room_for(longest: int) -> Ints:
-    """Memory for :func:`scratch_of`, for sequences of up to ``longest`` tokens."""
-    return np.empty(LANES * (longest + 2), np.int64)
+    """Memory for :func:`scratch_of`, for sequences of up to ``longest`` tokens: whole blocks of 64 tokens."""
+    return np.empty(LANES * 64 * (longest // 64 + 2), np.int64)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -79,13 +82,15 @@ def scratch_of(room: Any) -> Any:
         i64(at + np.uint64(6) * step, n),
         i64(at + np.uint64(7) * step, n),
         f64(at + np.uint64(8) * step, n),
+        i64(at + np.uint64(9) * step, n),
+        u64(at + np.uint64(10) * step, n),
     )
 
 
 @njit(cache=True, nogil=True, inline="always")
 def bare_rule(rule: Any) -> Any:
     """:class:`Rule` of a plain tuple."""
-    rate, most, weights, bounds, mask_id, vocab_size, specials, whole_words, by_word, ngrams = rule[:10]
+    rate, most, weights, bounds, mask_id, ordinary, specials, whole_words, by_word, ngrams = rule[:10]
     slots, starts, ids, near = rule[10:]
     return Rule(
         rate,
@@ -93,8 +98,8 @@ def bare_rule(rule: Any) -> Any:
         f64(np.uint64(weights.ctypes.data), len(weights)),
         bounds,
         mask_id,
-        vocab_size,
-        bare(specials),
+        ordinary,
+        i64(np.uint64(specials.ctypes.data), specials.size).reshape((specials.shape[0], 2)),
         whole_words,
         by_word,
         f64(np.uint64(ngrams.ctypes.data), len(ngrams)),
@@ -125,6 +130,24 @@ def _ones(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
+@intrinsic
+def _below(typing_context: Any, address: Any, limit: Any) -> Any:
+    """A bit for each of the 64 uint64 at an address: it is below ``limit``. Loops for this do not become vector
+    instructions by themselves."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        vector = ir.VectorType(number, 64)
+        values = builder.load(builder.inttoptr(arguments[0], ir.PointerType(vector)), align=8)
+        limits = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[1], ir.Constant(ir.IntType(32), 0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+        limits = builder.shuffle_vector(limits, ir.Constant(vector, ir.Undefined), everywhere)
+        return builder.bitcast(builder.icmp_unsigned("<", values, limits), number)
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+below: Any = _below
 trailing_zeros: Any = _trailing_zeros
 ones: Any = _ones
 

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from data_prep.gathering import bits_from
 from data_prep.hashing import hashed, unit
-from data_prep.mapped import BITS, OFFSETS, PIECES, TOKENS, i64, u8, u16, u32, u64
-from data_prep.mask_tables import ALL, ONE, is_set, ones, trailing_zeros
+from data_prep.mapped import BITS, OFFSETS, PIECES, TOKENS, i64, u16, u32
+from data_prep.mask_tables import ALL, ONE, below, is_set, ones, trailing_zeros
 
+_NEVER = np.int64(1) << 62
+SURE = 2.0
 _ORDER, _NGRAM = np.uint64(1), np.uint64(4)
 
 
@@ -41,7 +44,7 @@ def find_borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) 
             n = np.uint64(min(56, count - j))
             found = (ONE << n) - ONE
             if whole_words:
-                found &= ~_bits(shards.addresses[s, BITS], start + j, size)
+                found &= ~bits_from(shards.addresses[s, BITS], start + j, size)
             block, shift = (t + j) >> 6, np.uint64((t + j) & 63)
             borders[block] |= found << shift
             borders[block + 1] |= found >> (np.uint64(63) - shift) >> ONE
@@ -53,19 +56,6 @@ def find_borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) 
         scratch.free[block] = borders[block]
     borders[length >> 6] |= ONE << np.uint64(length & 63)
     return length
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _bits(address: Any, start: Any, size: Any) -> Any:
-    """57 bits or more of a file of ``size`` bytes from bit ``start`` on, as the lowest ones of a uint64."""
-    first = start >> 3
-    if first + 8 <= size:
-        found = u64(address + np.uint64(first), 1)[0]
-    else:
-        found, content = np.uint64(0), u8(address, size)
-        for b in range(first, size):
-            found |= np.uint64(content[b]) << np.uint64(8 * (b - first))
-    return found >> np.uint64(start & 7)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -103,12 +93,13 @@ def _torn(tokens: Any, specials: Any, t: Any, scratch: Any) -> Any:
     for begin in range(0, len(tokens), 64):
         here, some, hits = tokens[begin : min(begin + 64, len(tokens))], False, np.uint64(0)
         for k in range(len(specials)):
-            special = tokens.dtype.type(specials[k])
+            low, width = tokens.dtype.type(specials[k, 0]), tokens.dtype.type(specials[k, 1])
             for j in range(len(here)):
-                some |= here[j] == special
+                some |= tokens.dtype.type(here[j] - low) < width
         for k in range(len(specials) if some else 0):
+            low, width = tokens.dtype.type(specials[k, 0]), tokens.dtype.type(specials[k, 1])
             for j in range(len(here)):
-                hits |= np.uint64(here[j] == specials[k]) << np.uint64(j)
+                hits |= np.uint64(tokens.dtype.type(here[j] - low) < width) << np.uint64(j)
         while hits != 0:
             place = t + begin + trailing_zeros(hits)
             hits &= hits - ONE
@@ -160,12 +151,10 @@ def weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: An
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _between(low: Any, high: Any, block: Any, length: Any, scratch: Any) -> Any:
+def _between(low: Any, high: Any, block: Any, scratch: Any) -> Any:
     """The free words of a block of 64 tokens with low <= key < high, a bit each."""
-    keys, width, bits = scratch.keys[block << 6 : min((block + 1) << 6, length)], high - low, np.uint64(0)
-    for j in range(len(keys)):
-        bits |= np.uint64(keys[j] - low < width) << np.uint64(j)
-    return bits & scratch.free[block]
+    keys = np.uint64(scratch.keys.ctypes.data) + np.uint64(block << 9)
+    return below(keys, high) & ~below(keys, low) & scratch.free[block]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -174,7 +163,7 @@ def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> An
     many they are."""
     places, sizes, count = scratch.places, scratch.sizes, 0
     for block in range((length + 63) >> 6):
-        bits = _between(low, high, block, length, scratch) & ~scratch.taken[block]
+        bits = _between(low, high, block, scratch) & ~scratch.taken[block]
         while bits != 0:
             t = (block << 6) + trailing_zeros(bits)
             bits &= bits - ONE
@@ -192,8 +181,19 @@ def _take(taken: Any, t: Any, size: Any) -> None:
         size -= n
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _take_if(wanted: Any, taken: Any, t: Any, size: Any) -> None:
+    """Take a word, or not, without a branch that a processor would have to guess."""
+    if size > 64:
+        _take(taken, t, size if wanted else 0)
+    else:
+        bits = (ALL >> np.uint64(64 - size)) * np.uint64(wanted)
+        taken[t >> 6] |= bits << np.uint64(t & 63)
+        taken[(t >> 6) + 1] |= bits >> np.uint64(63 - (t & 63)) >> ONE
+
+
 @njit(cache=True, nogil=True, forceinline=True)
-def _take_all(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
+def _take_below(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
     """Take the free words with low <= key < high, if they all fit together; returns their tokens.
 
     Added to the continuation bits, the bit behind the first token of a word runs through the word as a carry.
@@ -201,18 +201,52 @@ def _take_all(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
     blocks, tokens = (length + 63) >> 6, 0
     new, carry, behind = scratch.more, np.uint64(0), np.uint64(0)
     for block in range(blocks):
-        first, inner = _between(low, high, block, length, scratch), ~scratch.borders[block]
+        first, inner = _between(low, high, block, scratch), ~scratch.borders[block]
         second = (first << ONE) | behind
         half = inner + second
         summed = half + carry
         carry = np.uint64((half < inner) | (summed < half))
         behind = first >> np.uint64(63)
-        new[block] = first | ((summed ^ inner) & inner)
-        tokens += ones(new[block])
+        words = first | ((summed ^ inner) & inner)
+        new[block] = np.int64(words)
+        tokens += ones(words)
     if tokens <= left:
         for block in range(blocks):
-            scratch.taken[block] |= new[block]
+            scratch.taken[block] |= np.uint64(new[block])
     return tokens
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _take_ranked(count: Any, left: Any, scratch: Any) -> Any:
+    """Visit ``count`` candidates, smallest key first, and take those that fit; returns what is left of the budget.
+
+    Each adds up what comes before it, so that all before the first that does not fit are taken at once. The others
+    follow one by one: the budget is nearly full then.
+    """
+    places, sizes, before, keys = scratch.places, scratch.sizes[:count], scratch.kinds[:count], scratch.some[:count]
+    for k in range(count):
+        keys[k] = scratch.keys[places[k]]
+    total, stop = np.int64(0), _NEVER
+    for k in range(count):
+        own, ahead = keys[k], np.int64(0)
+        for j in range(len(keys)):
+            ahead += sizes[j] * np.int64(keys[j] < own)
+        before[k] = ahead
+        total += sizes[k]
+        stop = min(stop, ahead if ahead + sizes[k] > left else _NEVER)
+    for k in range(count):
+        _take_if(before[k] < stop, scratch.taken, places[k], sizes[k])
+    left -= min(stop, total)
+    while left > 0 and stop < total:
+        best, place = _NEVER, 0
+        for k in range(count):
+            if (before[k] > stop) & (sizes[k] <= left) & (before[k] < best):
+                best, place = before[k], k
+        if best == _NEVER:
+            break
+        _take(scratch.taken, places[place], sizes[place])
+        stop, left = best, left - sizes[place]
+    return left
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -276,20 +310,20 @@ def _up(key: Any, distance: Any) -> Any:
 def select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
     """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
     low, top, left = np.uint64(0), ALL, budget
-    by_key = len(rule.weights) == 0  # and keys are uniform: this many of them hold one token
-    step = 18446744073709551616.0 / maskable
-    while by_key and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
-        top = _up(low, (left - 1.5 * np.sqrt(left)) * step)
-        tokens = _take_all(low, top, left, length, scratch)
+    uniform, step = len(rule.weights) == 0, 18446744073709551616.0 / maskable  # such a range of keys has one token
+    while uniform and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
+        top = _up(low, (left - SURE * np.sqrt(left)) * step)
+        tokens = _take_below(low, top, left, length, scratch)
         if tokens > left:
             break
-        low, top, left = top, ALL, left - tokens
-    if by_key and top == ALL:
+        low, left = top, left - tokens
+    if uniform:
         top = _up(low, (left + 3 * np.sqrt(left) + 4) * step)
-    while left > 0:
+        if len(rule.ngrams) == 0:
+            left = _take_ranked(_candidates(low, top, left, length, scratch), left, scratch)
+            low, top = top, ALL
+    while left > 0 and low < top:
         left = _take_in_order(rule, base, _candidates(low, top, left, length, scratch), left, scratch)
-        if top == ALL:
-            break
         low, top = top, ALL
     words = 0
     for block in range((length + 63) >> 6 if left == budget else 0):

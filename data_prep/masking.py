@@ -28,16 +28,17 @@ Sources: Devlin et al. 2019 (arXiv 1810.04805); Cui et al. 2021, whole word mask
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.config import MaskConfig
-from data_prep.mapped import Arrays, Mapped, Marks, lengths_of, offsets_of, owners
-from data_prep.mask_kernels import gather_drawn
+from data_prep.mapped import Arrays, Mapped, extents, owners
+from data_prep.mask_kernels import draw_views, gather_drawn
 from data_prep.mask_tables import Rule, room_for
 from data_prep.similar import NO_WORDS, SimilarWords
 
@@ -79,10 +80,14 @@ class MaskRule:
             float(self.rate),
             _NO_LIMIT if self.max_masked is None else int(self.max_masked),
             _NO_WEIGHTS if self.weights is None else self.weights,
-            (float(self.mask), float(self.mask + self.random), float(self.mask + self.random + self.similar)),
+            (
+                _of_draws(self.mask),
+                _of_draws(self.mask + self.random),
+                _of_draws(self.mask + self.random + self.similar),
+            ),
             int(self.mask_id),
-            int(self.vocab_size),
-            np.array(sorted(self.special_ids), np.int64),
+            int(self.vocab_size - len(self.special_ids)),
+            _runs(sorted(self.special_ids)),
             bool(self.whole_words),
             bool(self.by_word),
             np.cumsum(self.ngrams) / sum(self.ngrams) if several else _NO_WEIGHTS,
@@ -177,16 +182,19 @@ def drawn(
     shards: Mapped, rule: MaskRule, seed: int, views: Ints, sequence_ids: NDArray[np.uint64], index: Ints
 ) -> Masks:
     """Masks of the sequences ``index`` (int64 [n]) of some shards; the rest as in :func:`draw`."""
-    table, index = shards.table, np.asarray(index, np.int64)
-    owner, local = owners(shards.starts, index)
-    lengths, _ = lengths_of(table, owner, local)
-    offsets = offsets_of(lengths + (3 if shards.pairs else 2))
-    none = np.zeros(0, np.int64)
-    ids = np.empty(int(offsets[-1]), np.int64)
-    masked, out = draw_into(
-        shards, rule, seed, views, sequence_ids, (owner, local, offsets), Marks(-1, -1), (ids, none, none, none)
-    )
-    return Masks(masked, out[0] - np.repeat(offsets[:-1], np.diff(masked)), out[2])
+    owner, local, _ = owners(shards.starts, np.asarray(index, np.int64))
+    offsets, _ = extents(shards.table, owner, local)
+    none = np.zeros(0, np.int32)
+    ids = np.empty(int(offsets[-1]), np.int32)
+    where, out = (owner, local, offsets), (ids, none, none, np.zeros(0, np.int64))
+    masked, rows, _ = draw_into(shards, rule, seed, views, sequence_ids, where, (-1, -1), out, np.empty)
+    return Masks(masked, rows - np.repeat(offsets[:-1], np.diff(masked)), ids[rows].astype(np.int64))
+
+
+class Empty(Protocol):
+    """``numpy.empty``, or what gives arrays in other memory."""
+
+    def __call__(self, shape: int, dtype: Any, /) -> NDArray[Any]: ...
 
 
 def draw_into(
@@ -196,29 +204,79 @@ def draw_into(
     views: Ints,
     sequence_ids: NDArray[np.uint64],
     where: tuple[Ints, Ints, Ints],
-    marks: Marks,
-    batch: tuple[Ints, Ints, Ints, Ints],
-) -> tuple[Ints, Ints]:
+    marks: tuple[int, int],
+    batch: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], Ints],
+    empty: Empty,
+) -> tuple[Ints, Ints, Ints]:
     """Read and mask sequences in one go.
 
     Args:
         shards, rule, seed, views, sequence_ids: as in :func:`drawn`.
         where: int64, for each sequence its shard [n] and number in it [n], and its offsets in the batch [n + 1].
-        marks: what stands around a sequence.
-        batch: int64, filled: ids [N], and unless they are empty positions [N], and of pairs types [N] and labels [n].
+        marks: ids of [CLS] and [SEP].
+        batch: filled: ids int32 [N], and unless they are empty positions int32 [N], and of pairs types int32 [N] and
+            labels int64 [n].
+        empty: makes the arrays of rows and labels.
 
     Returns:
-        (int64 [n + 1], where the selected rows of each sequence begin; int64 [3, M], rows in the batch, the tokens that
-        stood there, and what stands there now).
+        (int64 [n + 1], where the selected rows of each sequence begin; int64 [M], rows in the batch; int64 [M], the
+        tokens that stood there).
     """
     offsets = where[2]
     n, total = len(offsets) - 1, int(offsets[-1])
     room = room_for(int(np.diff(offsets).max(initial=0)))
     masked = np.zeros(n + 1, np.int64)
     key = (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.asarray(views, np.int64), np.asarray(sequence_ids, np.uint64))
-    # A budget is at most its share and 1; a word that is longer than the budget may be taken where nothing else fits.
-    for capacity in (int(rule.rate * total) + n, total):
-        out = np.empty((3, capacity), np.int64)
-        if gather_drawn(shards.table, rule.kernel, *key, *where, tuple(marks), *batch, room, out, masked):
+    for capacity in capacities(rule, n, total):
+        rows, labels = empty(capacity, np.int64), empty(capacity, np.int64)
+        if gather_drawn(shards.table, rule.kernel, *key, *where, marks, *batch, room, rows, labels, masked):
             break
-    return masked, out[:, : int(masked[-1])]
+    m = int(masked[-1])
+    return masked, rows[:m], labels[:m]
+
+
+def capacities(rule: MaskRule, n: int, tokens: int) -> tuple[int, int]:
+    """How many tokens are selected in n sequences: mostly, and at most.
+
+    A budget is at most its share and 1; a word that is longer than the budget may be taken where nothing else fits.
+    """
+    return int(rule.rate * tokens) + n, tokens
+
+
+def drawn_views(
+    shards: Mapped, rule: MaskRule, seed: int, views: range, base: np.uint64, first: int, last: int
+) -> list[tuple[Ints, NDArray[np.uint16], NDArray[Any]]]:
+    """Masks of the sequences ``first`` to ``last - 1`` of a shard under each view, as they are stored.
+
+    Args:
+        base: the id of sequence 0.
+
+    Returns:
+        For each view int64 [n + 1], where those of each sequence begin; uint16 [m], positions; [m], ids in the type of
+        the shard's tokens.
+    """
+    local = np.arange(first, last, dtype=np.int64)
+    owner = np.zeros(len(local), np.int64)
+    offsets, _ = extents(shards.table, owner, local)
+    longest = int(np.diff(offsets).max(initial=0))
+    key = (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.array(views, np.int64), base | local.astype(np.uint64))
+    room = (room_for(longest), np.empty(longest, np.int32), np.empty((2, longest), np.int64))
+    starts = np.empty((len(views), len(local) + 1), np.int64)
+    for capacity in capacities(rule, len(local), int(offsets[-1])):
+        positions = np.empty((len(views), capacity), np.uint16)
+        ids = np.empty((len(views), capacity), np.uint32 if shards.wide else np.uint16)
+        if draw_views(shards.table, rule.kernel, *key, owner, local, *room, positions, ids, starts):
+            break
+    return [(own, positions[v, : own[-1]], ids[v, : own[-1]]) for v, own in enumerate(starts)]
+
+
+def _runs(numbers: list[int]) -> Ints:
+    """int64 [k, 2]: (first, how many) of each run of consecutive numbers among these, which ascend."""
+    ends = np.flatnonzero(np.diff(numbers) != 1) + 1
+    runs = np.split(np.array(numbers, np.int64), ends)
+    return np.array([(run[0], len(run)) for run in runs if len(run)], np.int64).reshape(-1, 2)
+
+
+def _of_draws(share: float) -> int:
+    """How many of the 2**53 draws are below ``share``."""
+    return math.ceil(share * 2.0**53)

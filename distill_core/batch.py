@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,14 @@ from distill_core.features import Rows
 from distill_core.models.attention import AttentionLayout, Kernel, layout
 from distill_core.references.reference import References
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Count = Literal["tokens", "masked", "sampled", "sequences", "pairs", "targets"]
 """What losses are averaged over. ``pairs``: query-key pairs (the sum of squared lengths); ``targets``: labels."""
+
+Move = Callable[[Tensor], Tensor]
+T = TypeVar("T", bound="DataclassInstance")
 
 COUNTS: tuple[Count, ...] = ("tokens", "masked", "sampled", "sequences", "pairs", "targets")
 
@@ -28,21 +34,21 @@ class Stored:
     vectors: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> Stored:
-        vectors = None if self.vectors is None else self.vectors.to(device, non_blocking=True)
-        return Stored(vectors, {i: values.to(device, non_blocking=True) for i, values in self.hidden.items()})
+    def moved(self, move: Move) -> Stored:
+        vectors = None if self.vectors is None else move(self.vectors)
+        return Stored(vectors, {i: move(values) for i, values in self.hidden.items()})
 
 
 @dataclass
 class Batch:
     """N tokens of B sequences, longest first.
 
-    ``ids``, ``positions``: int64 [N] (positions from 0 in each sequence); ``layout``: where the sequences lie;
-    ``types``: int64 [N], 0 for the first text and 1 for the second, None: all 0; ``rows``: int64 [M], the masked
-    rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed sample
-    of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the labels of
-    a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages; ``stored``: the
-    outputs of each teacher, where they are cached; ``references``: of a student that reads them
+    ``ids``, ``positions``: int32 or int64 [N] (positions from 0 in each sequence); ``layout``: where the sequences lie;
+    ``types``: int32 or int64 [N], 0 for the first text and 1 for the second, None: all 0; ``rows``: int64 [M], the
+    masked rows of the stream, and ``labels``: int64 [M], the tokens that stood there; ``sampled``: int64 [S], a keyed
+    sample of the rows; ``order``: int64 [B], the label of a sentence pair (1: random, or swapped); ``targets``: the
+    labels of a task of kind ``task`` (distill_core/tasks/data.py); ``sequence_ids``: uint64 [B], for messages;
+    ``stored``: the outputs of each teacher, where they are cached; ``references``: of a student that reads them
     (distill_core/references/); ``own``: by the number of a teacher with another vocabulary: the same sequences, in
     this order, as its tokenizer cuts them (distill_core/tasks/own_tokens.py).
     """
@@ -61,6 +67,8 @@ class Batch:
     stored: tuple[Stored, ...] = ()
     references: References | None = None
     own: dict[int, Batch] = field(default_factory=dict)
+    labelled: int | None = None
+    """``n_targets``, where it is known already."""
 
     @property
     def n_tokens(self) -> int:
@@ -94,15 +102,30 @@ class Batch:
     @property
     def n_targets(self) -> int:
         """Labelled places: tokens whose label is not -100, or sequences."""
+        if self.labelled is not None:
+            return self.labelled
         if self.targets is None:
             return 0
         return int((self.targets != IGNORED).sum()) if self.task == "tokens" else len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
-        moved = self._moved(lambda t: t.to(device, non_blocking=True), self.layout.to(device))
-        references = None if self.references is None else self.references.to(device)
-        own = {number: batch.to(device) for number, batch in self.own.items()}
-        return replace(moved, stored=tuple(stored.to(device) for stored in self.stored), references=references, own=own)
+        """On ``device``; out of pinned memory the host does not wait for the copies."""
+        return self.moved(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, which torch uses again once the copies out of it are done."""
+        return self.moved(lambda t: t.pin_memory())
+
+    def moved(self, move: Move) -> Batch:
+        """Every tensor of the batch, moved."""
+        return replace(
+            with_tensors(self, move),
+            layout=with_tensors(self.layout, move),
+            stored=tuple(stored.moved(move) for stored in self.stored),
+            references=None if self.references is None else with_tensors(self.references, move),
+            own={number: batch.moved(move) for number, batch in self.own.items()},
+            labelled=self.n_targets,  # a device would have to be waited for
+        )
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], kernel: Kernel = "runs", rows: Tensor | None = None) -> Batch:
@@ -112,10 +135,11 @@ class Batch:
         positions = torch.cat([torch.arange(length) for length in lengths])
         return cls(ids, positions, layout(lengths, kernel), rows=rows)
 
-    def _moved(self, move: Callable[[Tensor], Tensor], where: AttentionLayout) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, layout=where, **moved)
+
+def with_tensors(thing: T, move: Move) -> T:
+    """A dataclass, its tensors moved."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing)}
+    return replace(thing, **{name: move(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 IGNORED = -100

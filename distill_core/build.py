@@ -341,6 +341,9 @@ def make_loader(config: RunConfig, training: TrainingConfig, source: Source, ran
         rank.world_size,
         choose_kernel(training.attention, rank.device),
         training.order,
+        training.loader_ahead,
+        training.loader_threads,
+        pinned=rank.device.type == "cuda",
     )
 
 

@@ -8,11 +8,11 @@ data position of a run is one number and no shuffled index is ever stored. An op
 from __future__ import annotations
 
 import heapq
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from configs.errors import DataError
 from data_prep.corpus import Split
 from distill_core.batch import Batch
+from distill_core.buffers import Buffers
 from distill_core.models.attention import Kernel, layout
 
 Ints = NDArray[np.int64]
@@ -147,6 +148,7 @@ class CorpusSource:
     split: Split
     seed: int = 0
     sampled: float | None = None
+    buffers: Buffers = field(default_factory=Buffers, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -156,7 +158,7 @@ class CorpusSource:
 
     def batch(self, index: Ints, epochs: Ints, kernel: Kernel) -> Batch:
         """The masked batch of the sequences ``index`` (in this order); epoch e sees mask view e."""
-        masked = self.split.masked(index, epochs)
+        masked = self.split.masked(index, epochs, self.buffers)
         lengths = np.diff(masked.offsets)
         names, sampled = masked.sequence_ids, None
         if self.sampled is not None:
@@ -177,13 +179,13 @@ class CorpusSource:
 
 
 def sampled_rows(
-    names: NDArray[np.uint64], epochs: Ints, lengths: Ints, positions: Ints, seed: int, share: float
+    names: NDArray[np.uint64], epochs: Ints, lengths: Ints, positions: NDArray[np.integer], seed: int, share: float
 ) -> Ints:
     """int64, rows of a stream drawn with probability ``share`` by a hash of (seed, sequence id, epoch, position)."""
     with np.errstate(over="ignore"):
         keys = _mix(names + _GOLDEN * np.uint64(seed & 0xFFFFFFFF))
         keys = _mix(keys + _GOLDEN * (epochs + 1).astype(np.uint64))
-        drawn = _mix(np.repeat(keys, lengths) + _GOLDEN * (positions + 1).astype(np.uint64))
+        drawn = _mix(np.repeat(keys, lengths) + _GOLDEN * (positions.astype(np.uint64) + np.uint64(1)))
     return np.flatnonzero(drawn < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
 
 
@@ -208,6 +210,9 @@ class Loader:
     world_size: int
     kernel: Kernel
     order: Order = "shuffled"
+    ahead: int = 2
+    threads: int = 1
+    pinned: bool = False
 
     def step(self, number: int) -> Step:
         """Step ``number`` (0-based): a pure function of it and of the settings."""
@@ -219,38 +224,28 @@ class Loader:
         return Step(number, (number + 1) * self.global_batch_size / n, batches)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
-        """Steps ``first`` to ``last - 1``, prepared ahead in a thread, each with the seconds spent waiting for it."""
-        ahead: queue.Queue[Step | BaseException] = queue.Queue(maxsize=2)
-        stop = threading.Event()
+        """Steps ``first`` to ``last - 1``, each with the seconds spent waiting for it.
 
-        def put(item: Step | BaseException) -> None:
-            while not stop.is_set():
-                try:
-                    return ahead.put(item, timeout=0.2)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for number in range(first, last):
-                    put(self.step(number))
-                    if stop.is_set():
-                        return
-            except BaseException as error:  # handed to the training thread, which raises it
-                put(error)
-
-        thread = threading.Thread(target=work, name="loader", daemon=True)
-        thread.start()
+        Up to ``ahead`` steps are prepared by ``threads`` threads while one is trained on (the kernels that read and
+        mask hold no lock of Python's). An error is raised when its step's turn comes. With ``pinned`` the batches lie
+        in page-locked memory, out of which the device fetches them by itself.
+        """
+        coming: deque[Future[Step]] = deque()
+        numbers = iter(range(first, last))
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         try:
             for _ in range(first, last):
+                while len(coming) <= self.ahead and (number := next(numbers, None)) is not None:
+                    coming.append(pool.submit(self._prepared, number))
                 began = time.perf_counter()
-                item = ahead.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item, time.perf_counter() - began
+                step = coming.popleft().result()
+                yield step, time.perf_counter() - began
         finally:
-            stop.set()
-            thread.join()
+            pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, number: int) -> Step:
+        step = self.step(number)
+        return replace(step, batches=[batch.pin_memory() for batch in step.batches]) if self.pinned else step
 
 
 def held_out_batches(

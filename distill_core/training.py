@@ -74,6 +74,10 @@ class TrainingConfig(Config):
     select: Literal["last", "best"] = "last"
     """Which model the stage leaves: that of the last step, or of the evaluation with the best score."""
     log_every: int = runtime(10, ge=1)
+    loader_ahead: int = runtime(2, ge=1)
+    """Steps that are read and masked ahead of the one that is trained on."""
+    loader_threads: int = runtime(1, ge=1)
+    """Threads of a rank that do so. More only where the log shows ``data/wait_seconds``."""
     deepspeed: dict[str, Any] = runtime({})
     """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
 

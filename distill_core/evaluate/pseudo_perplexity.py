@@ -43,7 +43,7 @@ def texts(corpus: Corpus, limit: int, seed: int) -> Gathered:
     """``limit`` held-out sequences, the same ones that the stages' evaluation begins with."""
     split = corpus.split("held_out")
     index, _ = samples(0, min(limit, len(split)), len(split), seed)
-    return split.gather(index)
+    return split.gather(index, with_bits=False)
 
 
 def pseudo_perplexity(
@@ -57,7 +57,7 @@ def pseudo_perplexity(
         special_ids: by part (``mask`` among them); none of them is scored.
         budget: tokens of one forward pass.
     """
-    ids, offsets = texts.ids, texts.offsets
+    ids, offsets = texts.ids.astype(np.int64), texts.offsets
     lengths = np.diff(offsets)
     places = np.flatnonzero(~np.isin(ids, list(special_ids.values())))
     text = np.repeat(np.arange(len(lengths)), lengths)[places]

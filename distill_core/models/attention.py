@@ -40,14 +40,6 @@ class AttentionLayout:
     bounds: Tensor | None
     """``varlen``: int32 [B + 1]."""
 
-    def to(self, device: torch.device) -> AttentionLayout:
-        def moved(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device, non_blocking=True)
-
-        tensors = (moved(self.slots), moved(self.key_mask), moved(self.bounds))
-        starts, sizes = self.starts.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
-        return AttentionLayout(self.kernel, self.lengths, self.runs, starts, sizes, *tensors)
-
     @property
     def sequence(self) -> Tensor:
         """int64 [N], the number of each token's sequence."""

@@ -160,7 +160,7 @@ class LogitsMatch(Term):
 
     def _gold(self, batch: Batch) -> Tensor:
         """int64 [rows], the token that stood there; -1 where none was masked."""
-        labels = torch.full_like(batch.ids, -1)
+        labels = torch.full_like(batch.ids, -1, dtype=torch.int64)
         if batch.rows is not None and batch.labels is not None:
             labels = labels.index_copy(0, batch.rows, batch.labels)
         rows = batch.at(self.config.positions)

@@ -22,11 +22,6 @@ class References:
     vectors: Tensor
     lengths: tuple[int, ...]
 
-    def to(self, device: torch.device) -> References:
-        names = ("ids", "positions", "sizes", "vectors")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return References(**moved, lengths=self.lengths)
-
     @property
     def sequence(self) -> Tensor:
         """int64 [R], the number of each token's sequence."""

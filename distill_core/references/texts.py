@@ -66,12 +66,12 @@ class CorpusTexts:
         return len(self.split)
 
     def texts(self, index: Ints) -> Texts:
-        found = self.split.gather(index)
+        found = self.split.gather(index, with_bits=False)
         masks = self.split.masks(index, np.zeros(len(index), np.int64))
         hidden = np.repeat(found.offsets[:-1], np.diff(masks.offsets)) + masks.positions
         types = np.zeros(len(found.ids), np.int64) if found.types is None else found.types.astype(np.int64)
         groups = np.asarray(index, np.int64) if self.documents else np.full(len(index), -1)
-        return Texts(found.ids, found.offsets, groups, types, hidden)
+        return Texts(found.ids.astype(np.int64), found.offsets, groups, types, hidden)
 
 
 class TaskTexts:

@@ -70,6 +70,10 @@ def same_as_the_slow_reader(corpus: Corpus, split: SplitName, n: int) -> None:
         here = slice(gathered.offsets[i], gathered.offsets[i + 1])
         assert gathered.ids[here].tolist() == ids
         assert gathered.continues[here].tolist() == continues
+    plain = part.gather(index, with_bits=False)
+    assert np.array_equal(plain.ids, gathered.ids) and plain.ids.dtype == reader.dtype
+    with pytest.raises(ValueError, match="without their continuation bits"):
+        plain.continues  # noqa: B018
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import fields, is_dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +12,8 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
-from distill_core.batch import Batch
-from distill_core.data import CorpusSource, Loader, cut, held_out_batches, permute, samples
+from distill_core.batch import Batch, Stored
+from distill_core.data import CorpusSource, Loader, Step, cut, held_out_batches, permute, samples
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -175,10 +179,10 @@ def test_a_batch_is_a_stream_of_real_tokens(tiny_corpus: Corpus) -> None:
     assert list(batch.layout.lengths) == lengths and batch.n_tokens == sum(lengths)
     start = 0
     for length, number, view in zip(lengths, index, (0, 1, 0), strict=True):
-        ids = batch.ids[start : start + length]
+        ids = batch.ids[start : start + length].long()
         assert ids[0] == special["cls"] and ids[-1] == special["sep"]
         assert batch.positions[start : start + length].tolist() == list(range(length))
-        original = torch.from_numpy(split.gather(np.array([number])).ids)
+        original = torch.from_numpy(split.gather(np.array([number])).ids.astype(np.int64))
         here = (batch.rows >= start) & (batch.rows < start + length)
         places, labels = batch.rows[here] - start, batch.labels[here]
         assert torch.equal(original[places], labels)
@@ -237,9 +241,74 @@ def test_an_error_in_the_thread_reaches_the_training_loop(tiny_corpus: Corpus) -
 
 
 def test_leaving_early_stops_the_thread(tiny_corpus: Corpus) -> None:
-    import threading
-
-    steps = loader(tiny_corpus, 0, 1).steps(0, 10**9)
+    steps = replace(loader(tiny_corpus, 0, 1), threads=3, ahead=5).steps(0, 10**9)
     next(steps)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
     steps.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (3, 1), (2, 7), (4, 4)])
+def test_threads_and_depth_change_nothing(tiny_corpus: Corpus, threads: int, ahead: int) -> None:
+    """Under another number of threads, with all steps kept: no buffer is written over."""
+    ours = replace(loader(tiny_corpus, 0, 1, tokens=4000), threads=threads, ahead=ahead)
+    found = [step for step, _ in ours.steps(0, 30)]
+    assert [step.number for step in found] == list(range(30))
+    for step in found:
+        for a, b in zip(step.batches, ours.step(step.number).batches, strict=True):
+            assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("ids", "positions", "rows", "labels"))
+
+
+def test_no_more_steps_are_prepared_than_asked_for(tiny_corpus: Corpus) -> None:
+    prepared: list[int] = []
+
+    class Counting(Loader):
+        def step(self, number: int) -> Step:
+            prepared.append(number)
+            return super().step(number)
+
+    plain = loader(tiny_corpus, 0, 1)
+    counting = Counting(*(getattr(plain, f.name) for f in fields(plain)))
+    steps = replace(counting, ahead=3).steps(0, 50)
+    for done in range(1, 6):
+        next(steps)
+        time.sleep(0.05)
+        assert len(prepared) <= done + 3
+    assert prepared == list(range(8))
+
+
+def test_an_error_waits_for_its_turn(tiny_corpus: Corpus) -> None:
+    class Failing(Loader):
+        def step(self, number: int) -> Step:
+            if number == 2:
+                raise DataError("step 2")
+            return super().step(number)
+
+    plain = loader(tiny_corpus, 0, 1)
+    steps = replace(Failing(*(getattr(plain, f.name) for f in fields(plain))), ahead=4, threads=2).steps(0, 9)
+    assert [next(steps)[0].number for _ in range(2)] == [0, 1]
+    with pytest.raises(DataError, match="step 2"):
+        next(steps)
+
+
+def test_moving_leaves_no_tensor_behind(tiny_corpus: Corpus) -> None:
+    """``meta`` stands for a device: whatever tensor a batch has must be there, and counts must not need it."""
+    source = CorpusSource(tiny_corpus.split("train"), sampled=0.2)
+    batch = source.batch(np.arange(4), np.zeros(4, np.int64), "padded")
+    batch.targets, batch.task = torch.where(batch.ids % 2 == 0, -100, 1), "tokens"
+    batch.stored = (Stored(torch.zeros(3), {1: torch.zeros(2)}),)
+    batch.own = {1: Batch.of([[1, 2, 3]])}
+    moved = batch.to(torch.device("meta"))
+    assert moved.counts() == batch.counts() and batch.counts()["targets"] > 0
+
+    def tensors(thing: object) -> list[torch.Tensor]:
+        if isinstance(thing, torch.Tensor):
+            return [thing]
+        if isinstance(thing, dict):
+            return [t for value in thing.values() for t in tensors(value)]
+        if isinstance(thing, tuple):
+            return [t for value in thing for t in tensors(value)]
+        return [t for f in fields(thing) for t in tensors(getattr(thing, f.name))] if is_dataclass(thing) else []
+
+    assert len(tensors(moved)) == len(tensors(batch)) > 12
+    assert {t.device.type for t in tensors(moved)} == {"meta"}

@@ -19,7 +19,7 @@ from tests.distill_core.finished import Finished
 def gathered(*sequences: list[int], types: list[int] | None = None) -> Gathered:
     ids = np.array([token for sequence in sequences for token in sequence])
     offsets = np.cumsum([0, *map(len, sequences)])
-    return Gathered(ids, np.zeros(len(ids), np.bool_), offsets, None if types is None else np.array(types, np.uint8))
+    return Gathered(ids, None, offsets, None if types is None else np.array(types, np.uint8))
 
 
 @pytest.fixture

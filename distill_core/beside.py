@@ -21,6 +21,8 @@ SHARED_TRAINING = (
     "order",
     "sampled_rows",
     "precision",
+    "teacher_precision",
+    "teacher_sharding",
     "attention",
 )
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from configs.errors import DataError
 from configs.loader import to_yaml
 from data_prep.corpus import Corpus
 from data_prep.inspect import samples as masked_samples
@@ -22,8 +21,7 @@ from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedS
 from distill_core.data import CorpusSource, Loader, Source, held_out_batches
 from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
-from distill_core.evaluate.teacher_head import check_head
-from distill_core.features import FeatureRequest
+from distill_core.frozen import check_device, encoder_of, record_effects
 from distill_core.load import (
     LoadedTeacher,
     check_heads,
@@ -36,8 +34,9 @@ from distill_core.load import (
 from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
+from distill_core.models.running import checkpoint_layers, compile_parts
 from distill_core.monitor import Monitor
-from distill_core.objective import Distillation, Objective, Teacher
+from distill_core.objective import Distillation, Teacher
 from distill_core.objectives import OBJECTIVES
 from distill_core.progressive import ProgressiveDistillation
 from distill_core.record import BestModel, Quality
@@ -47,10 +46,8 @@ from distill_core.tasks import quality as task_quality
 from distill_core.tasks.load import Task, read_labels, read_task
 from distill_core.tasks.model import StageModel, TaskModel
 from distill_core.tasks.own_tokens import check_own_tokens, with_own_tokens
+from distill_core.teachers import batch_to_measure, check_teacher_heads, freeze
 from distill_core.training import TrainingConfig
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-HEAD_CHECK_SEQUENCES = 200
 
 
 @dataclass
@@ -152,6 +149,9 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     stages = {index: config.stages[index] for index in identities}
     first = next(iter(stages.values()))
     assert isinstance(first, TrainedStage)
+    for stage in stages.values():
+        assert isinstance(stage, TrainedStage)
+        check_device(stage.training, rank, f"Stage {stage.name!r}")
     found = {index: newest(config, index, identity) for index, identity in identities.items()}
     task = stage_task(config, first, corpus)
     labels = [] if task is None else task.labels
@@ -160,8 +160,11 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     loaded = stage_teachers(config, next(iter(stages)), corpus, labels)
     modules = {index: student_module(config, index, corpus, labels, loaded, steps) for index in stages}
     task = None if task is None else with_own_tokens(task, own_tokens(loaded))
-    teachers = freeze(first, loaded, list(modules.values()), rank)
-    train, held_out = splits(config, corpus, task, sampled_share(list(modules.values()), first.training))
+    sampled = sampled_share(list(modules.values()), first.training)
+    train, held_out = splits(config, corpus, task, sampled)
+    began = all(checkpoint is None for checkpoint, _ in found.values())
+    batch = batch_to_measure(first, held_out, config.seed, rank) if began else None
+    teachers, effects = freeze(first, loaded, list(modules.values()), batch, rank)
     folder, identity = config.stage_folder(next(iter(stages))), next(iter(identities.values()))
     references = stage_references(first, folder, corpus, task, teachers, identity, rank)
     source = train if references is None else references.seen(train, "train")
@@ -171,6 +174,10 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
         start_trainee(config, index, identities[index], module, found[index], corpus, rank, steps)
         for index, module in modules.items()
     ]
+    for trainee, losses in zip(trainees, effects, strict=False):
+        for sentence in record_effects(trainee.folder, first.training, losses):
+            if trainee.monitor is not None:
+                trainee.monitor.line(sentence)
     for sentence in [] if task is None else task.skipped:
         if trainees[0].monitor is not None:
             trainees[0].monitor.line(f"rows of the task that cannot be used: {sentence}")
@@ -184,7 +191,8 @@ def splits(config: RunConfig, corpus: Corpus, task: Task | None, sampled: float 
     """What a stage trains on and what is kept from training; ``sampled``: as in :class:`CorpusSource`."""
     if task is not None:
         return task.train, task.dev
-    return CorpusSource(corpus.split("train"), config.seed, sampled), CorpusSource(corpus.split("held_out"))
+    seen = (config.seed, sampled)
+    return CorpusSource(corpus.split("train"), *seen), CorpusSource(corpus.split("held_out"), *seen)
 
 
 def newest(config: RunConfig, index: int, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
@@ -245,7 +253,7 @@ def from_cache(
         teachers,
         loader,
         epochs,
-        stage.training.precision,
+        stage.training.teacher_runs_in,
         rank,
         (lambda text: None) if monitor is None else monitor.line,
     )
@@ -310,20 +318,10 @@ def student_module(
         else ProgressiveDistillation(models.student, terms, progressive, steps)
     )
     check_heads(module, models, who)
+    if stage.training.activation_checkpointing:
+        checkpoint_layers(encoder_of(module.student).bert.encoder.layer)
+    compile_parts(module, stage.training.compile)
     return module
-
-
-def freeze(stage: TrainedStage, loaded: list[LoadedTeacher], modules: list[Distillation], rank: Rank) -> list[Teacher]:
-    """The teachers on the rank's device, asked for all that the students' objectives need."""
-    teachers = []
-    for place, teacher in enumerate(loaded):
-        request = FeatureRequest()
-        for module in modules:
-            objective = module.objectives[place]
-            assert isinstance(objective, Objective)
-            request |= objective.needs().teacher
-        teachers.append(Teacher(teacher.model.to(rank.device, DTYPES[stage.training.precision]), request, place))
-    return teachers
 
 
 def sampled_share(modules: list[Distillation], training: TrainingConfig) -> float | None:
@@ -345,36 +343,6 @@ def make_loader(config: RunConfig, training: TrainingConfig, source: Source, ran
         training.loader_threads,
         pinned=rank.device.type == "cuda",
     )
-
-
-def check_teacher_heads(
-    stage: TrainedStage,
-    models: list[LoadedTeacher],
-    teachers: list[Teacher],
-    loader: Loader,
-    corpus: Corpus,
-    rank: Rank,
-) -> None:
-    """Measure each teacher whose vocabulary logits are asked for against token frequencies. Collective.
-
-    Raises:
-        DataError: one is no better, and its `head_check` says refuse.
-    """
-    for teacher, loaded in zip(teachers, models, strict=True):
-        check = loaded.config.gate(own=loaded.source != loaded.config.source)
-        if not teacher.request.logits or check == "off":
-            continue
-        assert isinstance(teacher.encoder, Encoder)
-        held_out = CorpusSource(corpus.split("held_out"))
-        where = (loader.micro_batch_tokens, loader.rank, loader.world_size, loader.kernel)
-        batches = held_out_batches(held_out, HEAD_CHECK_SEQUENCES, loader.seed, *where)
-        found = check_head(teacher.encoder, batches, corpus.unigram, corpus.special_ids, rank)
-        if not found.ok:
-            message = f"Stage {stage.name!r}: {found.message(loaded.config.source)}"
-            if check == "refuse":
-                raise DataError(message)
-            if rank.is_first:
-                print(f"warning: {message}", flush=True)
 
 
 def start_monitor(

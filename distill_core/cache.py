@@ -291,7 +291,7 @@ def cache_teachers(
     teachers: Sequence[Teacher],
     loader: Loader,
     epochs: int,
-    precision: Precision,
+    runs_in: str,
     rank: Rank,
     say: Callable[[str], None],
 ) -> Cached:
@@ -299,7 +299,7 @@ def cache_teachers(
 
     Args:
         root: where the stores live.
-        teachers: live, on the rank's device, in ``precision``; afterwards they must not be used any more.
+        teachers: live, on the rank's device, in the precision ``runs_in``; afterwards they must not be used any more.
         loader: of the training batches; its source is a CorpusSource.
         epochs: how many passes over the training split are begun: later views are not needed.
         say: writes a line to the log.
@@ -310,11 +310,11 @@ def cache_teachers(
     distinct = distinct_views(masks)
     assert distinct is not None and isinstance(loader.source, CorpusSource)
     train, held_out = corpus.split("train"), corpus.split("held_out")
-    kept = settings.precision or precision
+    kept = settings.precision or as_kept(runs_in)
     stores: list[tuple[Teacher, ViewStore]] = []
     by_teacher: list[tuple[ViewStore, ...]] = []
     for place, teacher in enumerate(teachers):
-        facts = {"corpus": corpus.hash, "teacher": fingerprint(teacher), "runs_in": precision}
+        facts = {"corpus": corpus.hash, "teacher": fingerprint(teacher), "runs_in": runs_in}
         contents = wanted_contents(teacher, kept)
         count = min(distinct, max(1, epochs)) if contents else 0
         views = tuple(ViewStore(root, train, view, contents, facts) for view in range(count))
@@ -330,6 +330,11 @@ def cache_teachers(
         CachedSource(loader.source, tuple(StoredViews(views, distinct) for views in by_teacher)),
         CachedSource(CorpusSource(held_out), (StoredViews((evaluation,), 1),)),
     )
+
+
+def as_kept(runs_in: str) -> Precision:
+    """What the outputs of a teacher are kept in unless said otherwise (the config asks for it in other precisions)."""
+    return "bf16" if runs_in == "bf16" else "fp32"
 
 
 def wanted_contents(teacher: Teacher, precision: Precision) -> Contents:

@@ -3,7 +3,7 @@
     STAGE/checkpoints/step-00001000/
         weights.safetensors    fp32 student and projections, by parameter name
         moments.safetensors    Adam's exp_avg and exp_avg_sq, "<moment>/<parameter name>"
-        state.json             step, optimizer steps, identity of the stage
+        state.json             step, optimizer steps, skipped steps, loss scaler (fp16), identity of the stage
         manifest.json          size and xxh3-128 of each file; written last
 
 Nothing depends on the number of ranks and nothing is a pickle. Rank 0 gathers and writes; the folder is built
@@ -30,7 +30,8 @@ from configs.errors import CheckpointError, output_error
 from configs.loader import differences
 from data_prep.atomic import sync
 from data_prep.shards import file_hash
-from distill_core.engine import Engine, FullState, Rank
+from distill_core.engine import Engine, Rank
+from distill_core.zero import FullState
 
 FILES = ("weights.safetensors", "moments.safetensors", "state.json")
 FORMAT = 1
@@ -43,7 +44,8 @@ class Checkpoint:
     folder: Path
     step: int
     identity: dict[str, Any]
-    optimizer_steps: int
+    facts: dict[str, Any]
+    """The whole of state.json."""
 
     def read(self) -> FullState:
         """The state (fp32, on the CPU)."""
@@ -52,7 +54,8 @@ class Checkpoint:
             moments = load_file(self.folder / "moments.safetensors")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"The checkpoint {self.folder} cannot be read: {error}.") from None
-        return FullState(weights, moments, self.optimizer_steps)
+        skipped = tuple(self.facts.get("skipped", (0, 0)))
+        return FullState(weights, moments, self.facts["optimizer_steps"], skipped, self.facts.get("loss_scaler"))
 
 
 def save(folder: Path, step: int, engine: Engine, identity: dict[str, Any], rank: Rank, keep_last: int) -> None:
@@ -61,7 +64,7 @@ def save(folder: Path, step: int, engine: Engine, identity: dict[str, Any], rank
     Raises:
         OutputError: on rank 0, when the folder cannot be written; earlier checkpoints stay as they were.
     """
-    state = engine.full_state(optimizer_steps=step)
+    state = engine.full_state(step)
     if rank.is_first:
         try:
             _write(folder, step, state, identity)
@@ -88,7 +91,8 @@ def _write(folder: Path, step: int, state: FullState, identity: dict[str, Any]) 
     try:
         save_file(state.weights, aside / "weights.safetensors")
         save_file(state.moments, aside / "moments.safetensors")
-        facts = {"step": step, "optimizer_steps": state.optimizer_steps, "identity": identity}
+        facts = {"step": step, "optimizer_steps": state.optimizer_steps, "skipped": state.skipped}
+        facts |= {"loss_scaler": state.scaler, "identity": identity}
         (aside / "state.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
         files = {name: {"bytes": (aside / name).stat().st_size, "xxh3": file_hash(aside / name)} for name in FILES}
         manifest = {"format": FORMAT, "step": step, "files": files}
@@ -118,8 +122,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         trouble = _trouble(candidate)
         if trouble is None:
             facts = json.loads((candidate / "state.json").read_text(encoding="utf-8"))
-            found = Checkpoint(candidate, facts["step"], facts["identity"], facts["optimizer_steps"])
-            return found, passed
+            return Checkpoint(candidate, facts["step"], facts["identity"], facts), passed
         passed.append(f"The checkpoint {candidate} is damaged ({trouble}); falling back to the one before it.")
     return None, passed
 

@@ -13,7 +13,7 @@ from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
 from distill_core.beside import check_beside
 from distill_core.cache import TeacherCacheConfig
-from distill_core.evaluate.pseudo_perplexity import PseudoPerplexityConfig
+from distill_core.evaluate.config import EvaluationConfig
 from distill_core.models.config import ModelConfig
 from distill_core.models.layer_choice import LayerChoice
 from distill_core.objectives import OBJECTIVES
@@ -24,7 +24,7 @@ from distill_core.progressive import ProgressiveConfig
 from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.augment import AugmentConfig
 from distill_core.tasks.config import TaskConfig
-from distill_core.training import TrainingConfig
+from distill_core.training import TrainingConfig, has_no_teacher
 
 if TYPE_CHECKING:
     AnyTerm = TermConfig
@@ -129,6 +129,8 @@ class PretrainStage(Config):
     """Losses without a teacher: mlm, sentence_order."""
     training: TrainingConfig
 
+    _no_teacher = model_validator(mode="after")(has_no_teacher)
+
     @model_validator(mode="after")
     def _has_a_shape(self) -> PretrainStage:
         if (self.model is None) != (self.init.kind == "model"):
@@ -151,6 +153,8 @@ class FinetuneStage(Config):
     """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
     objective: list[AnyTerm] = Field(default_factory=lambda: [TASK], min_length=1)
     training: TrainingConfig
+
+    _no_teacher = model_validator(mode="after")(has_no_teacher)
 
 
 class AugmentStage(Config):
@@ -217,8 +221,21 @@ class DistillStage(Config):
             raise ValueError("`teacher_cache` keeps what teachers say about the corpus; a stage with a `task` has none")
         if self.references is not None:
             raise ValueError("`teacher_cache` and `references` do not go together yet; take one of them")
-        if self.teacher_cache.precision == "fp32" and self.training.precision == "bf16":
+        runs_in = self.training.teacher_runs_in
+        if self.teacher_cache.precision == "fp32" and runs_in == "bf16":
             raise ValueError("teacher_cache.precision: fp32 keeps no more than bf16 of a teacher that runs in bf16")
+        if self.teacher_cache.precision is None and runs_in not in ("bf16", "fp32"):
+            raise ValueError(f"the teacher runs in {runs_in}: say teacher_cache.precision, bf16 or fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_teachers_answer_together(self) -> DistillStage:
+        idle = [name for name in ("teacher_cache", "references") if getattr(self, name) is not None]
+        if self.training.teacher_sharding != "none" and idle:
+            raise ValueError(
+                f"`{idle[0]}` asks the teacher on each rank by itself, but with teacher_sharding all ranks must ask "
+                "together; drop one of the two"
+            )
         return self
 
 
@@ -274,31 +291,6 @@ class LaunchConfig(Config):
     backend: str = "local"
     processes: int | None = Field(default=None, ge=1)
     """Ranks on this machine; default: one per GPU, or 1 without GPUs."""
-
-
-class EvaluationConfig(Config):
-    """What is measured at the end of the run."""
-
-    latency_lengths: list[int] = [32, 128]
-    latency_batch_sizes: list[int] = [1, 16]
-    latency_repeats: int = Field(default=10, ge=1)
-    sentences: list[str] = []
-    """With one [MASK] each: the fill-mask guesses printed at the end."""
-    pseudo_perplexity: PseudoPerplexityConfig | None = None
-    """Of all models on held-out sequences; one forward pass a token, so off unless asked for."""
-    bias: list[str] = []
-    """Template sets: packaged ones (en, nl, zh) or paths of own YAML files."""
-    choices: str | None = None
-    """Path of a JSON lines file of gaps with words to choose from: {"sentence": "... [MASK] ...", "choices": [...],
-    "answer": "..."}."""
-
-    @field_validator("sentences")
-    @classmethod
-    def _one_mask(cls, value: list[str]) -> list[str]:
-        for sentence in value:
-            if sentence.count("[MASK]") != 1:
-                raise ValueError(f"the sentence {sentence!r} must hold exactly one [MASK]")
-        return value
 
 
 class RunConfig(PrepConfig):

@@ -22,7 +22,7 @@ from distill_core.batch import COUNTS, Batch, Count
 from distill_core.build import Parts, Trainee, build
 from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, sources
 from distill_core.data import Step
-from distill_core.engine import Rank, check_finite
+from distill_core.engine import Rank, check_finite, check_skipped
 from distill_core.features import Features
 from distill_core.models import pretrained
 from distill_core.pulse import pulse
@@ -45,6 +45,7 @@ def train(parts: Parts) -> None:
     rank = parts.rank
     for trainee in parts.trainees:
         trainee.engine.train()
+    verdicts: dict[int, Tensor] = {}
     for step, wait in parts.loader.steps(parts.first_step, parts.steps):
         done = step.number + 1
         trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
@@ -66,12 +67,24 @@ def train(parts: Parts) -> None:
         for trainee in trainees:
             trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
             trainee.meter.end_step(counts, wait)
-        check_answers(parts, done, batches, sound)
+        if sound:
+            verdicts[step.number] = torch.stack(sound).all()
+        stop = vote.passed()
+        if stop or any(is_due(trainee, done, parts.steps) for trainee in trainees):
+            check_answers(parts, verdicts)
+            verdicts.clear()
         for trainee in trainees:
-            end_step(parts, trainee, step, stop=vote.passed())
-        if vote.passed():
+            end_step(parts, trainee, step, stop)
+        if stop:
             raise Requeue(f"Stopped after step {done} of {parts.names}, with a checkpoint.")
         pulse.at("data", done + 1)
+
+
+def is_due(trainee: Trainee, done: int, steps: int) -> bool:
+    """Whether the host looks at anything after step ``done``; it waits for the device at no other."""
+    training = trainee.training
+    rhythms = (training.log_every, training.evaluate_every, training.checkpoint_every)
+    return done == steps or any(done % rhythm == 0 for rhythm in rhythms)
 
 
 def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> None:
@@ -80,13 +93,21 @@ def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> 
     ``stop``: the run was asked to end, so there is a checkpoint and no evaluation.
     """
     training, rank, done = trainee.training, parts.rank, step.number + 1
+    if not stop and not is_due(trainee, done, parts.steps):
+        return
     last_step = done == parts.steps
+    skipped, in_row = trainee.engine.skipped()
+    check_skipped(in_row, training.max_skipped_steps, trainee.stage.name, done)
+    trainee.engine.settle()
     if last_step or done % training.log_every == 0:
         row = trainee.meter.summary() | {
             "optim/learning_rate": learning_rate(training, step.number, parts.steps),
             "optim/gradient_norm": trainee.engine.gradient_norm(),
+            "optim/skipped_steps": float(skipped),
             "data/epoch": step.epoch,
         }
+        scale = trainee.engine.loss_scale()
+        row |= {} if scale is None else {"optim/loss_scale": scale}
         check_finite(row["loss/total"], "loss", trainee.stage.name, done)
         report(trainee, done, row, live=trainee is parts.trainees[0])
     if not stop and (last_step or done % training.evaluate_every == 0):
@@ -111,12 +132,22 @@ def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> N
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1)
 
 
-def check_answers(parts: Parts, done: int, batches: list[Batch], sound: list[Tensor]) -> None:
-    """Stop when a teacher's answers were not finite, before anything of this step is kept."""
+def check_answers(parts: Parts, verdicts: dict[int, Tensor]) -> None:
+    """Stop when a teacher's answers were not finite, before anything of these steps is kept.
+
+    ``verdicts``: bool on the device, by the step's number, of this rank's batches. They are read together, in one
+    wait; steps in between may have trained on such answers, but nothing of them was logged, evaluated or written. A
+    step's batches are a function of its number, so the culprits are found by answering them again.
+    """
     stage = parts.trainees[0].stage
-    if isinstance(stage, DistillStage):
+    if not verdicts or not isinstance(stage, DistillStage):
+        return
+    fine = torch.stack(list(verdicts.values())).tolist()
+    for number in [number for number, good in zip(verdicts, fine, strict=True) if not good]:
+        batches = [batch.to(parts.rank.device) for batch in parts.loader.step(number).batches]
+        sound = [torch.stack([finite(teacher(batch), batch) for teacher in parts.teachers]) for batch in batches]
         names = [teacher.source for teacher in stage.teacher]
-        check_teachers(parts.teachers, batches, sound, names, f"Stage {parts.names}, step {done}")
+        check_teachers(parts.teachers, batches, sound, names, f"Stage {parts.names}, step {number + 1}")
 
 
 def global_counts(batches: list[Batch], rank: Rank) -> tuple[dict[Count, Tensor], Vote]:

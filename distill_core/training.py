@@ -12,7 +12,6 @@ from configs.loader import Config, runtime
 
 # What may be handed through to DeepSpeed's configuration; everything else is generated (engine.py).
 DEEPSPEED_KEYS = (
-    "activation_checkpointing",
     "comms_logger",
     "communication_data_type",
     "disable_allgather",
@@ -62,9 +61,30 @@ class TrainingConfig(Config):
     """Share of the tokens that losses with ``positions: sampled`` look at."""
     micro_batch_tokens: int = runtime(8192, ge=16)
     """The memory knob: tokens of one forward/backward on one rank."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of both models' computation; the student's weights are kept in fp32 besides. `fp16`, with a dynamic loss scale,
+    is for GPUs without bf16."""
+    teacher_precision: Literal["bf16", "fp16", "fp32", "int8", "fp8"] | None = None
+    """Default: `precision`. `int8` (CPU and CUDA) and `fp8` (GPUs from H100 on) are of the layers' matrix products;
+    what it does to each loss is measured on a held-out batch when the stage begins."""
+    teacher_sharding: Literal["none", "zero3"] = runtime("none")
+    """`zero3`: the teachers' layers are spread over the ranks and gathered one at a time, for a teacher that does not
+    fit one GPU."""
+    max_skipped_steps: int = runtime(20, ge=1)
+    """So many steps in a row whose gradients are not finite are left out (fp16 finds its loss scale that way); more are
+    an error, when the next line is logged."""
     zero_stage: Literal[0, 1, 2, 3] = runtime(1)
+    offload: Literal["none", "optimizer", "parameters"] = runtime("none")
+    """To the CPU's memory: fp32 masters and Adam's moments (`optimizer`, ZeRO 1 to 3), and the 16-bit weights too
+    (`parameters`, ZeRO 3)."""
     attention: Literal["auto", "runs", "padded", "varlen"] = runtime("auto")
+    activation_checkpointing: bool = runtime(False)
+    """Keep of each of the student's layers only what goes into it, and compute the rest again in the backward pass:
+    a third more work of the student, and a fraction of its memory."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = runtime("off")
+    """torch.compile's mode, for the parts of both models outside attention. Needs a C++ compiler on a CPU, and has
+    brought nothing there; `reduce-overhead` uses CUDA graphs (sequences cut to one length: data.sequences.kind
+    packed)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: int = runtime(1000, ge=1)
     keep_last: int = runtime(2, ge=1)
@@ -80,6 +100,12 @@ class TrainingConfig(Config):
     """Threads of a rank that do so. More only where the log shows ``data/wait_seconds``."""
     deepspeed: dict[str, Any] = runtime({})
     """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        """YAML reads a plain `off` as false."""
+        return "off" if value is False else value
 
     @field_validator("deepspeed")
     @classmethod
@@ -102,12 +128,31 @@ class TrainingConfig(Config):
             raise ValueError("give either steps (optimiser steps) or epochs (passes over the training data)")
         return self
 
+    @property
+    def teacher_runs_in(self) -> str:
+        """`teacher_precision` with its default."""
+        return self.teacher_precision or self.precision
+
     def total_steps(self, sequences: int | None) -> int:
         """Optimiser steps over ``sequences`` training sequences (None: not known yet, an epoch counts as one step)."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * (sequences or self.global_batch_size) / self.global_batch_size))
+
+    @model_validator(mode="after")
+    def _compiles_whole_weights(self) -> TrainingConfig:
+        if self.compile != "off" and self.zero_stage == 3:
+            raise ValueError("compile is not offered with zero_stage: 3, whose weights come and go between the parts")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_partitions(self) -> TrainingConfig:
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError("offload: parameters needs zero_stage: 3, the only one that takes weights apart")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload: optimizer needs zero_stage 1, 2 or 3, which keep the optimizer apart")
+        return self
 
     @model_validator(mode="after")
     def _stage_zero_is_fp32(self) -> TrainingConfig:
@@ -117,3 +162,11 @@ class TrainingConfig(Config):
                 "gradients there, so Adam's bias correction is off by one; take zero_stage: 1"
             )
         return self
+
+
+def has_no_teacher(stage: Any) -> Any:
+    """Of a stage without teachers: raise ValueError where its training says how they run."""
+    for name, default in (("teacher_precision", None), ("teacher_sharding", "none")):
+        if getattr(stage.training, name) != default:
+            raise ValueError(f"training.{name} is of teachers, and a stage of kind {stage.kind} has none; remove it")
+    return stage

@@ -241,7 +241,7 @@ def bf16(torch: dict[str, Any]) -> Finding:
     full, half = torch["float32"], torch["bfloat16"]
     found = f"{half:,.0f} GFLOP/s in bf16, {full:,.0f} in fp32"
     if not torch["bf16"]:
-        return Finding("bf16", "warn", found, "This GPU only emulates it: training.precision=fp32")
+        return Finding("bf16", "warn", found, "This GPU only emulates it: training.precision=fp16, or fp32")
     if half < 0.8 * full:
         return Finding("bf16", "warn", found, "Slower than fp32 here: training.precision=fp32")
     return Finding("bf16", "ok", found)

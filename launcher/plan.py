@@ -38,6 +38,7 @@ from distill_core.objective import Objective
 from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
+from launcher import plan_options
 from launcher.flops import forward_flops
 from launcher.plan_cache import CachePlan, TeacherCost, cache_plan, kept_bytes, teacher_cost
 from launcher.plan_losses import LossPlan, beginnings, loss_plans
@@ -377,22 +378,16 @@ def memory(
     masked: float,
     ranks: int,
 ) -> Memory:
-    """Bytes on one rank at the peak of a micro-step of ``tokens`` tokens.
-
-    ZeRO divides among the ranks: from stage 1 the optimizer state, from 2 the gradients, from 3 the weights.
-    Activations that the backward pass needs, per token and layer: about 11 vectors of the hidden width and 2 of the
-    intermediate one (no attention matrix: the kernels recompute it).
-    """
-    zero, word = training.zero_stage, 2 if training.precision == "bf16" else 4
-    h, f = student.hidden_size, student.intermediate_size
+    """Bytes on one rank at the peak of a micro-step of ``tokens`` tokens (plan_options.py)."""
+    word, each = plan_options.WORDS[training.precision], plan_options.trained(training, ranks)
     rows = tokens * masked
     teacher_logits = sum(t.vocab_size * rows * (word + 4) for t in teachers)
     passing = max((tokens * word * (6 * t.hidden_size + 2 * t.intermediate_size) for t in teachers), default=0.0)
     return Memory(
-        weights=word * trained / (ranks if zero == 3 else 1),
-        gradients=4.0 * trained / (ranks if zero >= 2 else 1),
-        optimizer=8.0 * trained if zero == 0 else 12.0 * trained / ranks,
-        teacher=float(sum(word * t.parameters() for t in teachers)),
-        activations=tokens * word * student.num_hidden_layers * (11 * h + 2 * f) + passing,
+        weights=each.weights * trained,
+        gradients=each.gradients * trained,
+        optimizer=each.optimizer * trained,
+        teacher=sum(plan_options.teacher(t, training, ranks) for t in teachers),
+        activations=tokens * plan_options.activations(student, training) + passing,
         logits=student.vocab_size * rows * (word + 3 * 4) + teacher_logits,
     )

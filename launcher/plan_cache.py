@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_prep.config import MaskConfig
-from distill_core.cache import distinct_views, why_not
+from distill_core.cache import as_kept, distinct_views, why_not
 from distill_core.config import DistillStage, TrainedStage
 from distill_core.features import FeatureRequest
 from distill_core.models.config import EncoderConfig
@@ -136,7 +136,7 @@ def cache_plan(
 def kept_bytes(stage: TrainedStage) -> int:
     """Bytes of a number in the stage's cache, if it had one."""
     settings = stage.teacher_cache if isinstance(stage, DistillStage) else None
-    return WORDS[(None if settings is None else settings.precision) or stage.training.precision]
+    return WORDS[(None if settings is None else settings.precision) or as_kept(stage.training.teacher_runs_in)]
 
 
 def teacher_cost(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_core.config import RunConfig, trained
+from distill_core.frozen import DTYPES
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
@@ -191,7 +192,7 @@ def probe(stage: StagePlan, config: RunConfig) -> Speed:
     training = next(s.training for s in trained(config.stages) if s.name == stage.name)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    dtype = DTYPES[training.precision]
     rows = min(4096, training.micro_batch_tokens)
     a = torch.randn(rows, model.hidden_size, device=device).to(dtype)
     b = torch.randn(model.hidden_size, model.intermediate_size, device=device).to(dtype)

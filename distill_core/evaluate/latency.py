@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distill_core.batch import Batch
-from distill_core.config import EvaluationConfig
+from distill_core.evaluate.config import EvaluationConfig
 from distill_core.features import MASKED_LOGITS
 from distill_core.models.attention import layout
 from distill_core.models.encoder import Encoder

@@ -8,10 +8,10 @@ from typing import Any
 
 from configs.errors import DataError
 from data_prep.corpus import Corpus
-from distill_core.config import EvaluationConfig
 from distill_core.evaluate import bias, choice
 from distill_core.evaluate.bias import BiasTemplates
 from distill_core.evaluate.choice import Choice
+from distill_core.evaluate.config import EvaluationConfig
 from distill_core.evaluate.fill_mask import load_tokenizer
 from distill_core.evaluate.latency import current_device
 from distill_core.evaluate.pseudo_perplexity import pseudo_perplexity, same_vocabulary, texts

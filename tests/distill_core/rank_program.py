@@ -16,7 +16,7 @@ import torch
 from data_prep.corpus import Corpus
 from distill_core import checkpoint
 from distill_core.data import CorpusSource, Loader
-from distill_core.engine import Engine, FullState, Rank, start_ranks, stop_ranks
+from distill_core.engine import Engine, Rank, start_ranks, stop_ranks
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, Objective, Teacher
@@ -24,8 +24,15 @@ from distill_core.objectives.hidden import HiddenMseConfig
 from distill_core.objectives.logits import KdCeConfig
 from distill_core.stage import global_counts
 from distill_core.training import TrainingConfig
+from distill_core.zero import FullState
+from tests.traffic import Traffic
 
-CASES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+CASES = ["fp32-0", "fp32-1", "fp32-2", "fp32-3", "bf16-1", "bf16-2", "bf16-3", "fp16-1", "fp16-2"]
+CASES += ["bf16-1-optimizer", "bf16-3-parameters"]
+"""PRECISION-STAGE[-OFFLOAD]"""
+TOO_LARGE = {"fp16-2": 2.0**20}
+"""Loss scales at which the first steps overflow."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IDENTITY = {"test": "two ranks"}
 
 
@@ -40,8 +47,9 @@ def build(vocab_size: int, precision: str) -> tuple[Teacher, Distillation]:
         HiddenMseConfig(kind="hidden_mse", layers=[(0, 0), (2, 1), (4, 2)]),
     ]
     objective = Objective(terms, small, big)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return Teacher(Encoder(big).to(dtype), objective.needs().teacher), Distillation(Encoder(small), [objective])
+    return Teacher(Encoder(big).to(DTYPES[precision]), objective.needs().teacher), Distillation(
+        Encoder(small), [objective]
+    )
 
 
 def steps(engine: Engine, teacher: Teacher, corpus: Corpus, rank: Rank, first: int, last: int) -> list[list[float]]:
@@ -62,18 +70,26 @@ def steps(engine: Engine, teacher: Teacher, corpus: Corpus, rank: Rank, first: i
 
 def same(a: FullState, b: FullState) -> bool:
     weights = all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
-    return weights and all(torch.equal(a.moments[k], b.moments[k]) for k in a.moments)
+    moments = all(torch.equal(a.moments[k], b.moments[k]) for k in a.moments)
+    counters = (a.optimizer_steps, a.skipped, a.scaler) == (b.optimizer_steps, b.skipped, b.scaler)
+    return weights and moments and counters
 
 
 def run_case(
-    corpus: Corpus, rank: Rank, precision: str, stage: int, out: Path, states: Path | None
+    corpus: Corpus, rank: Rank, traffic: Traffic, case: str, out: Path, states: Path | None
 ) -> dict[str, object]:
+    precision, stage, offload = (case + "-none").split("-")[:3]
     training = TrainingConfig(
-        steps=6, global_batch_size=12, micro_batch_tokens=150, precision=precision, zero_stage=stage
+        steps=6,
+        global_batch_size=12,
+        micro_batch_tokens=150,
+        precision=precision,
+        zero_stage=int(stage),
+        offload=offload,
     )
-    folder = out / f"{precision}-{stage}"
+    folder = out / case
     if states is not None:
-        found, _ = checkpoint.newest(states / f"{precision}-{stage}")
+        found, _ = checkpoint.newest(states / case)
         assert found is not None
         before = found.read()
         teacher, module = build(corpus.vocab_size, precision)
@@ -85,9 +101,13 @@ def run_case(
         return {"state_kept": state_kept, "continued": continued}
     teacher, module = build(corpus.vocab_size, precision)
     engine = Engine(module, training, rank)
+    if case in TOO_LARGE:
+        engine._engine.optimizer.loss_scaler.cur_scale = TOO_LARGE[case]
     rows = steps(engine, teacher, corpus, rank, 0, 3)
     checkpoint.save(folder, 3, engine, IDENTITY, rank, keep_last=1)
+    before = traffic.sent
     rows += steps(engine, teacher, corpus, rank, 3, 6)
+    sent = (traffic.sent - before) / 3
     straight = engine.full_state(6)
     engine.close()
     found, _ = checkpoint.newest(folder)
@@ -97,15 +117,22 @@ def run_case(
     resumed_rows = steps(engine, teacher, corpus, rank, 3, 6)
     resumed = engine.full_state(6)
     engine.close()
-    return {"rows": rows, "resumed_rows": resumed_rows, "bitwise": same(straight, resumed)}
+    trained = sum(weight.numel() for weight in straight.weights.values())
+    facts = {"trained": trained, "sent": sent, "skipped": straight.skipped, "scaler": straight.scaler}
+    return {"rows": rows, "resumed_rows": resumed_rows, "bitwise": same(straight, resumed), **facts}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     corpus, out = Corpus.open(Path(sys.argv[1])), Path(sys.argv[2])
     states = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    traffic = Traffic(int(os.environ["WORLD_SIZE"]))
     rank = start_ranks()
-    results = {f"{p}-{z}": run_case(corpus, rank, p, z, out, states) for p, z in CASES}
+    from deepspeed.accelerator import get_accelerator
+
+    # A CPU has no fp16 units, and DeepSpeed refuses it there; its logic is the same.
+    get_accelerator().is_fp16_supported = lambda: True
+    results = {case: run_case(corpus, rank, traffic, case, out, states) for case in CASES}
     if rank.is_first:
         (out / "results.json").write_text(json.dumps(results))
     rank.barrier()

@@ -11,7 +11,8 @@ import torch
 
 from configs.errors import CheckpointError, OutputError
 from distill_core import checkpoint
-from distill_core.engine import FullState, Rank
+from distill_core.engine import Rank
+from distill_core.zero import FullState
 
 RANK = Rank(0, 0, 1, torch.device("cpu"))
 IDENTITY = {"seed": 1, "stage": {"name": "s", "steps": 3}}

@@ -9,7 +9,7 @@ import yaml
 from configs.errors import ConfigError
 from configs.loader import PACKAGED, identity, load, to_yaml, validate
 from distill_core.config import RunConfig, TrainingConfig
-from distill_core.engine import deepspeed_config
+from distill_core.zero import deepspeed_config
 
 TRAINING = {"steps": 5, "global_batch_size": 4, "micro_batch_tokens": 64}
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -85,12 +85,35 @@ def test_deepspeed_json_is_generated() -> None:
     block = {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
     training = validate({**TRAINING, "zero_stage": 2, "deepspeed": block}, TrainingConfig)
     made = deepspeed_config(training)
-    assert made["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 7}
+    assert made["zero_optimization"] == {
+        "stage": 2,
+        "reduce_bucket_size": 7,
+        "use_multi_rank_bucket_allreduce": False,
+    }
     assert made["wall_clock_breakdown"] is True
     assert made["gradient_clipping"] == 1.0
     assert made["bf16"]["enabled"] is True and made["data_types"] == {"grad_accum_dtype": "fp32"}
     plain = deepspeed_config(validate({**TRAINING, "precision": "fp32"}, TrainingConfig))
     assert plain["bf16"]["enabled"] is False and "data_types" not in plain
+    half = deepspeed_config(validate({**TRAINING, "precision": "fp16", "offload": "optimizer"}, TrainingConfig))
+    assert half["fp16"]["enabled"] is True and half["fp16"]["loss_scale"] == 0
+    assert half["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert half["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert "offload_param" not in half["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"offload": "parameters", "zero_stage": 2}, "needs zero_stage: 3"),
+        ({"offload": "optimizer", "zero_stage": 0, "precision": "fp32"}, "needs zero_stage 1, 2 or 3"),
+        ({"compile": "default", "zero_stage": 3}, "not offered with zero_stage: 3"),
+        ({"precision": "fp16", "zero_stage": 0}, "with 16-bit precision is not offered"),
+    ],
+)
+def test_stages_of_zero_that_cannot_do_it_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate({**TRAINING, **fields}, TrainingConfig)
 
 
 def test_identity_leaves_runtime_fields_out() -> None:

@@ -7,13 +7,14 @@ import torch
 
 from configs.errors import TrainingError
 from distill_core.config import FinetuneStage
-from distill_core.engine import Rank, adam_settings, check_finite, parameter_groups
+from distill_core.engine import Rank, check_finite, check_skipped
 from distill_core.meter import Meter
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, LossTerms, Objective
 from distill_core.objectives.hidden import HiddenMseConfig
 from distill_core.objectives.sentence_order import SentenceOrderConfig
+from distill_core.optimizer import adam_settings, parameter_groups
 from distill_core.stage import learning_rate, wants_more
 from distill_core.training import OptimizerConfig, TrainingConfig
 
@@ -123,3 +124,9 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(TrainingError, match=r"Stage 'student', step 3: the loss is (nan|inf)"):
             check_finite(value, "loss", "student", 3)
+
+
+def test_too_many_skipped_steps_end_the_run() -> None:
+    check_skipped(3, 3, "student", 9)
+    with pytest.raises(TrainingError, match=r"Stage 'student', step 9: the last 4 steps were left out"):
+        check_skipped(4, 3, "student", 9)

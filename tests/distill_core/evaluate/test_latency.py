@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill_core.config import EvaluationConfig
 from distill_core.evaluate import latency
+from distill_core.evaluate.config import EvaluationConfig
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 

@@ -6,10 +6,10 @@ import pytest
 
 from configs.errors import ConfigError, DataError
 from data_prep.corpus import Corpus
-from distill_core.config import EvaluationConfig
 from distill_core.evaluate import side_by_side
 from distill_core.evaluate.bias import read_templates
 from distill_core.evaluate.choice import Choice
+from distill_core.evaluate.config import EvaluationConfig
 from distill_core.evaluate.pseudo_perplexity import pseudo_perplexity, texts
 from distill_core.models import pretrained
 from tests.distill_core.evaluate.reference import model_folder, wordpiece

@@ -48,8 +48,8 @@ class Line:
 
     def receive(self, seconds: float | None) -> Message | None:
         """The next message; None at the end of the connection, after ``seconds``, and for what is no message."""
-        self._socket.settimeout(seconds)
         try:
+            self._socket.settimeout(seconds)
             while b"\n" not in self._rest:
                 data = self._socket.recv(65536)
                 if not data or len(self._rest) > MAX_LINE:

@@ -9,10 +9,14 @@ from numba import njit
 from data_prep.jieba_trie import BASE_BITS, FORCED, HAN
 from data_prep.jieba_words import NEVER, ZERO, U
 
+_DIGITS = U(sum(1 << ord(c) for c in "0123456789"))
+_LETTERS = U(sum(1 << (ord(c) - 64) for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"))
+
 
 @njit(nogil=True, cache=True)
 def _alphanumeric(id: Any) -> Any:
-    return (id >= 97 and id <= 122) or (id >= 65 and id <= 90) or (id >= 48 and id <= 57)
+    word = _DIGITS if id < 64 else _LETTERS
+    return (id < 128) & ((word >> (U(id) & U(63))) & U(1) != ZERO)
 
 
 @njit(nogil=True, cache=True)

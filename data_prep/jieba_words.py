@@ -67,9 +67,13 @@ def weigh(n: Any, found: Any, slots: Any, ids: Any, one: Any, two: Any, nodes: A
         if ((node >> U(UNLISTED)) & U(1) != ZERO) & (weight > NEVER):
             one[k] = NEVER
         follower = U(ids[k + U(2)])
-        found[count] = k
-        slots[count] = (node & _BASE) + follower
-        count += (node >> (U(NEXT) + follower % U(N_NEXT))) & U(1)
+        may = (node >> (U(NEXT) + follower % U(N_NEXT))) & U(1)
+        slots[j] = (node & _BASE) + follower if may != ZERO else ZERO
+    for j in range(n):
+        slot = slots[j]
+        found[count] = found[j]
+        slots[count] = slot
+        count += U(slot != 0)
     return count
 
 

@@ -103,6 +103,29 @@ def test_real_and_awkward_lines(kind: tuple[Any, ...]) -> None:
     check(LINES, kind)
 
 
+def test_words_that_were_there_before() -> None:
+    """Of one token and of many, short and long, of letters beyond a byte, and two that have one key in the memory."""
+    alike = ["abcdefghi", "bbcdefghj"]
+    kinds = [
+        "ab",
+        "word",
+        "abcdefgh",
+        *alike,
+        "x" * 101,
+        "éé",
+        "\u0101b",
+        "\u0101bcdefghi",
+        "각",
+        "ab\u0301\u0316",
+        "Ab",
+        "7",
+    ]
+    draw = random.Random(9)
+    texts = [" ".join(draw.choice(kinds) for _ in range(400)) for _ in range(20)]
+    check([*texts, " ".join(alike * 3), " ".join(alike[::-1] * 3)])
+    check(["word " * 50 + "각 " * 400])  # more tokens than characters, when most of them have gone by
+
+
 ALPHABETS = [
     "ab12Xé你。 \u3000",
     "e\u0301\u0316\u0327\u302e\u1b44각\u1100\u1161İßﬁΣ",

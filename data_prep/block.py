@@ -276,7 +276,9 @@ def write_splits(
     splits = {}
     for name in SPLITS:
         writer.splits[name].close()
+        give_back_memory()  # what lay between is larger than all that lives on
         splits[name] = write_views(writer.splits[name], name, task, tokenizer, seen[name])
+    give_back_memory()
     train = writer.splits["train"].folder
     noted = statistics(train, tokenizer.dtype.name, config.sequences.folder, unknown)
     return {"splits": splits, "statistics": noted}

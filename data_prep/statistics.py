@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_prep.corpus import offsets_of
 from data_prep.hashing import GOLDEN, mix
-from data_prep.shards import map_array, read_index
+from data_prep.shards import forget, map_array, read_index
 
 EDGES = [0, *sorted({step << power for power in range(24) for step in (2, 3)} | {1})]
 """Borders of the length classes: 0, 1, 2, 3, 4, 6, 8, 12, 16, ... The last class has no end."""
@@ -47,23 +47,25 @@ def statistics(folder: Path, dtype: str, view: str, unknown: Counter[str]) -> di
         ``unknown``: [text, count].
     """
     index = read_index(folder / "tokens.idx")
+    size = int(index.lengths.sum(dtype=np.int64))
+    tokens = map_array(folder / "tokens.bin", dtype, (size,))
+    words, counted = frequent_words(tokens, map_array(folder / "words.bits", "u1", ((size + 7) // 8,)))
+    del tokens  # here and below: what is large goes before the next comes
     ends = offsets_of(index.lengths)
-    tokens = map_array(folder / "tokens.bin", dtype, (int(ends[-1]),))
-    bits = map_array(folder / "words.bits", "u1", ((len(tokens) + 7) // 8,))
-    path = folder / "sequences" / view
-    offsets = np.fromfile(path / "offsets.bin", "<i8")
-    pieces = np.fromfile(path / "pieces.bin", "<i8").reshape(-1, 2)
-    words, counted = frequent_words(tokens, bits)
+    units, documents = classes(index.lengths), classes(np.diff(ends[index.documents]))
+    del index, ends
     return {
-        "lengths": {
-            "documents": classes(np.diff(ends[index.documents])),
-            "units": classes(index.lengths),
-            "sequences": classes(np.diff(offsets_of(pieces[:, 1])[offsets])),
-        },
+        "lengths": {"documents": documents, "units": units, "sequences": sequence_lengths(folder / "sequences" / view)},
         "words": words,
         "counted_tokens": counted,
         "unknown": [[text, count] for text, count in most(unknown)],
     }
+
+
+def sequence_lengths(view: Path) -> list[int]:
+    """Classes of the lengths in tokens of the sequences of ``view``."""
+    ends = offsets_of(np.fromfile(view / "pieces.bin", "<i8")[1::2])
+    return classes(np.diff(ends[np.fromfile(view / "offsets.bin", "<i8")]))
 
 
 def classes(lengths: NDArray[np.integer]) -> list[int]:
@@ -93,7 +95,10 @@ def frequent_words(tokens: NDArray[Any], bits: NDArray[np.uint8]) -> tuple[list[
     every = max(1, stretches * STRETCH // SAMPLE)
     table = np.zeros((SLOTS, 4), np.int64)  # side by side: one miss of the cache for a word
     used, counted = 0, 0
-    for begin in range(0, len(tokens), STRETCH * every):
+    for number, begin in enumerate(range(0, len(tokens), STRETCH * every)):
+        if number % 64 == 0:  # the system maps more around what is touched: in the end all of it
+            forget(tokens)
+            forget(bits)
         ids = np.asarray(tokens[begin : begin + STRETCH]).astype(np.int64)  # STRETCH is a multiple of 8
         own = np.unpackbits(bits[begin // 8 : (begin + len(ids) + 7) // 8], count=len(ids), bitorder="little")
         more = begin + len(ids) < len(tokens)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.prep.timing import show, texts_of
@@ -22,6 +24,7 @@ MEGABYTES = 20
 def main(vocabulary: Path, files: list[str]) -> int:
     """Print the rows of every part; returns how many parts failed."""
     limit, began, failed = float(os.environ.get("BENCH_SECONDS", "600")), time.monotonic(), 0
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions()}")
     texts = texts_of(files, MEGABYTES)
     for name in PARTS:
         if not (Path(__file__).parent / f"{name}.py").is_file():
@@ -36,7 +39,14 @@ def main(vocabulary: Path, files: list[str]) -> int:
         except Exception as error:  # the other parts are still worth having
             failed += 1
             print(f"-- {name} failed: {type(error).__name__}: {error}")
+    print(f"-- {time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
     return failed
+
+
+def versions() -> str:
+    """Of Python and of the packages that the figures depend on most."""
+    packages = ("numba", "numpy", "tokenizers", "jieba")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)])
 
 
 if __name__ == "__main__":

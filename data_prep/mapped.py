@@ -120,7 +120,7 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
         where = builder.inttoptr(arguments[0], cgutils.voidptr_t)
         builder.call(function, [where, number(0), number(3), number(1)])  # to read; kept; data
         return context.get_dummy_value()

@@ -32,6 +32,6 @@ class Buffers:
         except IndexError:
             block = np.empty(1 << max(_SMALLEST, (size - 1).bit_length()), np.uint8)
         # As its base is no array, views of this one refer to it and not to the block behind it (numpy shortens chains).
-        array: NDArray[Any] = np.frombuffer(memoryview(block), dtype, shape)
+        array: NDArray[Any] = np.frombuffer(block.data, dtype, shape)
         weakref.finalize(array, free.append, block).atexit = False
         return array

@@ -142,12 +142,15 @@ def check_answers(parts: Parts, verdicts: dict[int, Tensor]) -> None:
     stage = parts.trainees[0].stage
     if not verdicts or not isinstance(stage, DistillStage):
         return
-    fine = torch.stack(list(verdicts.values())).tolist()
-    for number in [number for number, good in zip(verdicts, fine, strict=True) if not good]:
-        batches = [batch.to(parts.rank.device) for batch in parts.loader.step(number).batches]
-        sound = [torch.stack([finite(teacher(batch), batch) for teacher in parts.teachers]) for batch in batches]
-        names = [teacher.source for teacher in stage.teacher]
-        check_teachers(parts.teachers, batches, sound, names, f"Stage {parts.names}, step {number + 1}")
+    bad = (~torch.stack(list(verdicts.values()))).float()
+    if stage.training.teacher_sharding != "none":  # all ranks have to answer again, for the one that asks
+        bad = parts.rank.sum(bad)
+    names = [teacher.source for teacher in stage.teacher]
+    for number in [number for number, count in zip(verdicts, bad.tolist(), strict=True) if count]:
+        for batch in parts.loader.step(number).batches:
+            batch = batch.to(parts.rank.device)
+            taught = [teacher(batch) for teacher in parts.teachers]
+            check_teachers(batch, taught, names, f"Stage {parts.names}, step {number + 1}")
 
 
 def global_counts(batches: list[Batch], rank: Rank) -> tuple[dict[Count, Tensor], Vote]:

@@ -1,7 +1,8 @@
 """Are the teachers' answers finite? A student that learns from others ends as noise, with nothing to say why.
 
-Each micro-batch leaves one truth value for each teacher on the device; they are read once a step. Only when one is
-false the batch is answered again, to find out which sequences and which outputs it is.
+Each micro-batch leaves truth values on the device, which are read where the host looks at the run anyway
+(``stage.check_answers``). Only when one is false the step is answered again, to find out which sequences and which
+outputs it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from configs.errors import TrainingError
 from distill_core.batch import Batch
-from distill_core.cache import AnyTeacher
 from distill_core.features import Features
 
 SHOWN = 10
@@ -61,26 +61,20 @@ def offenders(features: Features, batch: Batch) -> tuple[list[str], list[int]]:
     return what, [int(ids[place]) for place in places]
 
 
-def check_teachers(
-    teachers: Sequence[AnyTeacher], batches: Sequence[Batch], sound: Sequence[Tensor], names: Sequence[str], where: str
-) -> None:
-    """Raise :class:`TrainingError` when a teacher's answers were not finite.
+def check_teachers(batch: Batch, taught: Sequence[Features], names: Sequence[str], where: str) -> None:
+    """Raise :class:`TrainingError` when a teacher's answers to ``batch`` are not finite.
 
     Args:
-        batches: this rank's of the step, and for each of them
-        sound: bool [teachers] on the device, from :func:`finite`.
+        taught: of each teacher.
         names: of the teachers.
         where: stage and step, for the message.
     """
-    if not sound or bool(torch.stack(list(sound)).all()):
-        return
-    for batch, verdict in zip(batches, sound, strict=True):
-        for teacher, name, fine in zip(teachers, names, verdict.tolist(), strict=True):
-            what, ids = ([], []) if fine else offenders(teacher(batch), batch)
-            if what:
-                shown = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
-                raise TrainingError(
-                    f"{where}: the teacher {name} gives values that are not finite ({what[0]}) for the sequences "
-                    f"{shown}. This is not the student diverging: look whether the teacher's weights are whole, or "
-                    "try training.precision: fp32 if it was trained in 16 bits of another kind."
-                )
+    for features, name in zip(taught, names, strict=True):
+        what, ids = offenders(features, batch)
+        if what:
+            shown = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+            raise TrainingError(
+                f"{where}: the teacher {name} gives values that are not finite ({what[0]}) for the sequences "
+                f"{shown}. This is not the student diverging: look whether the teacher's weights are whole, or "
+                "try training.precision: fp32 if it was trained in 16 bits of another kind."
+            )

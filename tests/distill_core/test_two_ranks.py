@@ -18,7 +18,8 @@ FP16 = ["fp16-1"]
 OVERFLOWING = "fp16-2"
 OFFLOADED = ["bf16-1-optimizer", "bf16-3-parameters"]
 CASES = [*FP32, *BF16, *FP16, OVERFLOWING, *OFFLOADED]
-pytestmark = [pytest.mark.ranks, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(1800)]
+PATIENCE = 600.0
 Results = dict[str, dict[str, Any]]
 
 
@@ -30,10 +31,10 @@ def results(tiny_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tu
     # The first without any program on PATH, a compiler least of all: nothing may have to be built.
     built = tmp_path_factory.mktemp("built")
     bare = {"PATH": str(tmp_path_factory.mktemp("empty")), "TORCH_EXTENSIONS_DIR": str(built)}
-    start(PROGRAM, 1, corpus, str(folders[0]), extra=bare)
+    start(PROGRAM, 1, corpus, str(folders[0]), extra=bare, timeout=PATIENCE)
     assert list(built.rglob("*.so")) == []
-    start(PROGRAM, 2, corpus, str(folders[1]))
-    start(PROGRAM, 1, corpus, str(folders[2]), str(folders[1]))
+    start(PROGRAM, 2, corpus, str(folders[1]), timeout=PATIENCE)
+    start(PROGRAM, 1, corpus, str(folders[2]), str(folders[1]), timeout=PATIENCE)
     one, two, changed = (json.loads((folder / "results.json").read_text()) for folder in folders)
     return one, two, changed
 

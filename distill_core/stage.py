@@ -40,28 +40,37 @@ def train(parts: Parts) -> None:
     Its trainees are one stage, or several side by side, each as if alone: one that is further than the others (the
     run ended between two checkpoints) joins at its own next step.
     """
-    rank = parts.rank
+    rank, clock = parts.rank, parts.clock
     for trainee in parts.trainees:
         trainee.engine.train()
+    clock.restart()
     for step, wait in parts.loader.steps(parts.first_step, parts.steps):
         trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
         batches = [batch.to(rank.device) for batch in step.batches]
+        clock.mark("data")
         counts = global_counts(batches, rank)
+        clock.mark("optimizer")
         sound: list[Tensor] = []
         for place, batch in enumerate(batches):
             taught = [teacher(batch) for teacher in parts.teachers]
             sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
+            clock.mark("teacher")
             for trainee in trainees:
                 seed_dropout(trainee, step.number, place, rank)
                 losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
-                trainee.engine.backward(losses.total, last=batch is batches[-1])
                 trainee.meter.add(losses)
+                clock.mark("forward")
+                trainee.engine.backward(losses.total, last=batch is batches[-1])
+                clock.mark("backward")
         for trainee in trainees:
             trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
-            trainee.meter.end_step(counts, wait)
+        clock.mark("optimizer")
+        for trainee in trainees:
+            trainee.meter.end_step(counts, wait, batches, parts.flops(trainees))
         check_answers(parts, step.number + 1, batches, sound)
         for trainee in trainees:
             end_step(parts, trainee, step)
+        clock.mark("other")
 
 
 def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:
@@ -80,11 +89,11 @@ def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:
         trainee.quality = parts.measure(trainee)
         trainee.best.consider(trainee.quality, done)
         report_quality(trainee, done, trainee.quality)
-        parts.restart_clocks()
+        parts.clock.restart()
     if last_step or done % training.checkpoint_every == 0:
         folder = trainee.folder / "checkpoints"
         checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last)
-        parts.restart_clocks()
+        parts.clock.restart()
 
 
 def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> None:
@@ -130,7 +139,7 @@ def report(trainee: Trainee, done: int, row: dict[str, float], live: bool) -> No
     """``live``: whether the launcher's live line shows this stage."""
     if trainee.monitor is not None:
         trainee.monitor.scalars(done, row)
-        trainee.monitor.progress(done, row["loss/total"], row["speed/tokens_per_second"], live)
+        trainee.monitor.progress(done, row, live)
 
 
 def report_quality(trainee: Trainee, done: int, quality: Quality) -> None:

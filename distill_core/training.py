@@ -74,6 +74,9 @@ class TrainingConfig(Config):
     select: Literal["last", "best"] = "last"
     """Which model the stage leaves: that of the last step, or of the evaluation with the best score."""
     log_every: int = runtime(10, ge=1)
+    peak_tflops: float | None = runtime(None, gt=0)
+    """Of one rank's device in this precision, for the model FLOP utilization; default: measured in a square matrix
+    product when the run first needs it (``peak.json`` in the run folder)."""
     deepspeed: dict[str, Any] = runtime({})
     """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
 

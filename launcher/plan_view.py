@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_core.config import RunConfig, trained
+from distill_core.peak import product_flops
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, StagePlan, make_plan
@@ -192,30 +192,16 @@ def probe(stage: StagePlan, config: RunConfig) -> Speed:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-    rows = min(4096, training.micro_batch_tokens)
-    a = torch.randn(rows, model.hidden_size, device=device).to(dtype)
-    b = torch.randn(model.hidden_size, model.intermediate_size, device=device).to(dtype)
+    shape = (min(4096, training.micro_batch_tokens), model.hidden_size, model.intermediate_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = _fastest(a, b)
+        flops = product_flops(shape, dtype, device, PROBE_SECONDS)
     finally:
         torch.set_num_threads(threads)
-    flops = 2.0 * rows * model.hidden_size * model.intermediate_size / seconds
     if cuda:
         return Speed(flops, torch.cuda.device_count(), True, torch.cuda.get_device_name(0))
     return Speed(flops, devices.cores(), False, f"{devices.cores()} CPU cores")
-
-
-def _fastest(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Seconds of the fastest of some products: other work on the machine only adds to it."""
-    fastest, until = float("inf"), time.perf_counter() + PROBE_SECONDS
-    while (began := time.perf_counter()) < until:
-        a @ b
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
-    return fastest
 
 
 def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from configs.errors import TrainingError
+from distill_core.batch import Batch, Count
+from distill_core.clock import Clock
 from distill_core.config import FinetuneStage
 from distill_core.engine import Rank, adam_settings, check_finite, parameter_groups
-from distill_core.meter import Meter
+from distill_core.flops import Flops
+from distill_core.meter import Meter, slots
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, LossTerms, Objective
@@ -101,13 +104,16 @@ def test_adam_without_bias_correction() -> None:
 
 
 def test_meter_means_over_steps() -> None:
-    meter = Meter(RANK)
+    meter = Meter(RANK, Clock(RANK.device), peak=1e12)
+    padded = Batch.of([[5, 6, 7], [8]], "padded")
     weights = {"kd_ce": 2.0, "hidden_mse/0-0": 0.5}
     for kd, hidden in ((1.0, 4.0), (3.0, 8.0)):
         for _ in range(2):  # two micro-batches, each with half of the step's mean
             shares = {"kd_ce": torch.tensor(kd / 2), "hidden_mse/0-0": torch.tensor(hidden / 2)}
             meter.add(LossTerms({name: (share, weights[name]) for name, share in shares.items()}))
-        meter.end_step({"tokens": torch.tensor(100.0), "masked": torch.tensor(15.0)}, wait=0.5)
+        meter.clock.mark("forward")
+        counts: dict[Count, torch.Tensor] = {"tokens": torch.tensor(100.0), "masked": torch.tensor(15.0)}
+        meter.end_step(counts, 0.5, [padded], Flops({"tokens": 1e6, "masked": 1e8}))
     row = meter.summary()
     assert row["loss/kd_ce"] == pytest.approx(2.0)
     assert row["loss/hidden_mse/0-0"] == pytest.approx(6.0)
@@ -115,7 +121,13 @@ def test_meter_means_over_steps() -> None:
     assert row["loss/total"] == pytest.approx(2.0 * 2.0 + 0.5 * 6.0)
     assert row["data/wait_seconds"] == pytest.approx(0.5)
     assert row["speed/tokens_per_second"] == pytest.approx(200.0 / (2 * row["speed/step_seconds"]))
+    assert row["time/forward"] == pytest.approx(1.0)
+    assert row["data/wait_share"] == pytest.approx(0.5 / row["speed/step_seconds"])
+    assert row["data/padding_share"] == pytest.approx(1 - 4 / 6)  # 3 + 1 tokens in 2 x 3 places
+    assert row["speed/useful_tflops"] == pytest.approx((100e6 + 15e8) / 1e12 / row["speed/step_seconds"])
+    assert row["speed/flops_utilization"] == pytest.approx(row["speed/useful_tflops"])
     assert meter.steps == 0 and meter.sums == {}
+    assert slots(Batch.of([[5, 6, 7], [8]], "runs")) == 4
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

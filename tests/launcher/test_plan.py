@@ -11,19 +11,17 @@ import pytest
 from rich.console import Console
 
 from configs.errors import ConfigError
+from distill_core.batch import Count
 from distill_core.config import TrainingConfig
+from distill_core.features import MASKED_LOGITS
+from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import devices, plan, plan_view, units
+from launcher import devices, plan_view, units
 from launcher.plan import make_plan
+from launcher.plan_memory import memory
 from launcher.runfile import open_run
 
 TINY = EncoderConfig(vocab_size=21128, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
-
-
-def test_forward_flops_by_hand() -> None:
-    # a layer: 2 x (4 x 16 + 2 x 64) for the matrices, 4 x 4 x 10 for scores and mixing over 10 tokens
-    # the head at a tenth of the tokens: 2 x (16 + 4 x 21128) / 10
-    assert plan.forward_flops(TINY, mean_length=10, masked=0.1) == pytest.approx(2 * (384 + 160) + 16905.6)
 
 
 def training(**values: Any) -> TrainingConfig:
@@ -41,13 +39,13 @@ def training(**values: Any) -> TrainingConfig:
     ],
 )
 def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradients: float, optimizer: float) -> None:
-    found = plan.memory(TINY, [], 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
+    found = memory(TINY, [], 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
     assert (found.weights, found.gradients, found.optimizer) == (weights * 1000, gradients * 1000, optimizer * 1000)
     assert found.teacher == 0
 
 
 def test_memory_of_a_step_by_hand() -> None:
-    found = plan.memory(TINY, [TINY], 1000, training(), tokens=100, masked=0.15, ranks=1)
+    found = memory(TINY, [TINY], 1000, training(), tokens=100, masked=0.15, ranks=1)
     assert found.teacher == 2 * TINY.parameters()
     student, teacher = 100 * 2 * 2 * (11 * 4 + 2 * 16), 100 * 2 * (6 * 4 + 2 * 16)
     assert found.activations == student + teacher
@@ -94,12 +92,12 @@ def test_stages_by_hand(prepared: Path) -> None:
     assert found.data.sequences is not None
     assert student.epochs == pytest.approx(8 / found.data.sequences)
     assert student.micro_steps == -(-4 * found.data.mean_length // 64)
-    length, rate = found.data.mean_length, 0.15
+    counts: dict[Count, float] = {"tokens": 1.0, "pairs": found.data.mean_length, "masked": 0.15}
     assert student.teacher is not None
     assert student.flops_per_token == pytest.approx(
-        3 * plan.forward_flops(student.student, length, rate)
-        + plan.forward_flops(student.teacher, length, rate)
-        + 6 * student.projections
+        3 * forward_flops(student.student, MASKED_LOGITS).of(counts)
+        + forward_flops(student.teacher, MASKED_LOGITS).of(counts)
+        + 6 * 2 * 16 * 32
     )
     trained = student.student.parameters() + student.projections
     assert student.checkpoint_bytes == 12 * trained * 3 + 4 * student.student.parameters()

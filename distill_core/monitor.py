@@ -134,13 +134,14 @@ class Monitor:
 
 
 def _where_time_goes(row: Mapping[str, float]) -> list[str]:
-    """Utilization, data wait, padding, and the parts of a step that take a hundredth of it."""
+    """Utilization, padding, waiting for data, and the other parts of a step that take a hundredth of it."""
     words = []
     if "speed/flops_utilization" in row:
         reached = row["speed/useful_tflops"]
         words.append(f"{row['speed/flops_utilization']:.0%} of the peak ({reached:.3g} useful TFLOP/s)")
     words += [f"{row[key]:.0%} {name}" for key, name in SHARES.items() if key in row]
-    parts = [f"{part} {row[f'time/{part}']:.0%}" for part in PARTS if row.get(f"time/{part}", 0.0) >= 0.01]
+    shown = [part for part in PARTS if part != "data" and row.get(f"time/{part}", 0.0) >= 0.01]
+    parts = [f"{part} {row[f'time/{part}']:.0%}" for part in shown]
     return [*words, *([", ".join(parts)] if parts else [])]
 
 

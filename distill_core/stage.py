@@ -40,37 +40,49 @@ def train(parts: Parts) -> None:
     Its trainees are one stage, or several side by side, each as if alone: one that is further than the others (the
     run ended between two checkpoints) joins at its own next step.
     """
-    rank, clock = parts.rank, parts.clock
+    begin(parts)
+    for step, wait in parts.loader.steps(parts.first_step, parts.steps):
+        for trainee in train_step(parts, step, wait):
+            end_step(parts, trainee, step)
+        parts.clock.mark("other")
+
+
+def begin(parts: Parts) -> None:
     for trainee in parts.trainees:
         trainee.engine.train()
-    clock.restart()
-    for step, wait in parts.loader.steps(parts.first_step, parts.steps):
-        trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
-        batches = [batch.to(rank.device) for batch in step.batches]
-        clock.mark("data")
-        counts = global_counts(batches, rank)
-        clock.mark("optimizer")
-        sound: list[Tensor] = []
-        for place, batch in enumerate(batches):
-            taught = [teacher(batch) for teacher in parts.teachers]
-            sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
-            clock.mark("teacher")
-            for trainee in trainees:
-                seed_dropout(trainee, step.number, place, rank)
-                losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
-                trainee.meter.add(losses)
-                clock.mark("forward")
-                trainee.engine.backward(losses.total, last=batch is batches[-1])
-                clock.mark("backward")
+    parts.clock.restart()
+
+
+def train_step(parts: Parts, step: Step, wait: float) -> list[Trainee]:
+    """One optimiser step of those trainees that have not taken it before, who are returned.
+
+    ``wait``: seconds that this rank has waited for its batches.
+    """
+    rank, clock = parts.rank, parts.clock
+    trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
+    batches = [batch.to(rank.device) for batch in step.batches]
+    clock.mark("data")
+    counts = global_counts(batches, rank)
+    clock.mark("optimizer")
+    sound: list[Tensor] = []
+    for place, batch in enumerate(batches):
+        taught = [teacher(batch) for teacher in parts.teachers]
+        sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
+        clock.mark("teacher")
         for trainee in trainees:
-            trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
-        clock.mark("optimizer")
-        for trainee in trainees:
-            trainee.meter.end_step(counts, wait, batches, parts.flops(trainees))
-        check_answers(parts, step.number + 1, batches, sound)
-        for trainee in trainees:
-            end_step(parts, trainee, step)
-        clock.mark("other")
+            seed_dropout(trainee, step.number, place, rank)
+            losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
+            trainee.meter.add(losses)
+            clock.mark("forward")
+            trainee.engine.backward(losses.total, last=batch is batches[-1])
+            clock.mark("backward")
+    for trainee in trainees:
+        trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
+    clock.mark("optimizer")
+    for trainee in trainees:
+        trainee.meter.end_step(counts, wait, batches, parts.flops(trainees))
+    check_answers(parts, step.number + 1, batches, sound)
+    return trainees
 
 
 def end_step(parts: Parts, trainee: Trainee, step: Step) -> None:

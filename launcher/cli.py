@@ -155,6 +155,21 @@ def plan(
 
 
 @app.command()
+def profile(
+    run_file: Run,
+    overrides: Overrides = None,
+    stage: StageOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="To trace, behind two that are not.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trace; default: RUN/profile/STAGE.")] = None,
+) -> None:
+    """Trace some real steps of a stage, and print where their time and memory go. Changes nothing of the run."""
+    from launcher import profile as profiling
+    from launcher.runfile import open_run
+
+    profiling.show(open_run(run_file, overrides or []), stage, steps, out)
+
+
+@app.command()
 def doctor(run_file: OptionalRun = None, overrides: Overrides = None) -> None:
     """Is this machine fit for a run? Exit status 0 if it is, 1 if not."""
     from launcher import doctor as examination

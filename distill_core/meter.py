@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -114,4 +117,19 @@ def memory_gigabytes(rank: Rank) -> float:
     """Peak memory of this rank: device memory on a GPU, resident memory of the process otherwise."""
     if rank.device.type == "cuda":
         return torch.cuda.max_memory_allocated(rank.device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return resident_gigabytes("VmHWM")
+
+
+def resident_gigabytes(which: Literal["VmRSS", "VmHWM"]) -> float:
+    """Resident memory of this process, now or at its peak.
+
+    From Linux's /proc: ``getrusage`` would also count the peak of the launcher, out of which this process was started.
+    Elsewhere, the peak by ``getrusage``.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(rf"^{which}:\s*(\d+) kB$", status, re.MULTILINE)
+        assert found is not None
+        return int(found.group(1)) * 1024 / 1e9
+    except (OSError, AssertionError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import resource
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from distill_core.build import Parts, build
 from distill_core.clock import PARTS, Clock, Part
 from distill_core.config import RunConfig
 from distill_core.engine import Rank, start_ranks, stop_ranks
-from distill_core.meter import memory_gigabytes
+from distill_core.meter import memory_gigabytes, resident_gigabytes
 from distill_core.run import current_stage, leave, rank_program
 from distill_core.stage import begin, train_step
 
@@ -53,11 +52,11 @@ def measure(config: RunConfig, index: int, rank: Rank, steps: int, trace: Path |
     Raises:
         OutputError: the trace cannot be written.
     """
-    libraries = resident_gigabytes()
+    libraries = resident_gigabytes("VmRSS")
     parts = build(config, {index: {}}, Corpus.open(config.data_folder, config.data.verify), rank)
     trainee = parts.trainees[0]
     parts.clock = trainee.meter.clock = MarkedClock(rank.device)
-    built = resident_gigabytes()
+    built = resident_gigabytes("VmRSS")
     taken = take_steps(parts, steps, rank.is_first and trace is not None)
     row = trainee.meter.summary()
     for each in parts.trainees:
@@ -125,15 +124,6 @@ def take_steps(parts: Parts, steps: int, traced: bool) -> Taken:
             if number >= WARM_UP:
                 taken.add(sum(parts.clock.seconds().values()) - before, step.batches)
     return taken
-
-
-def resident_gigabytes() -> float:
-    """Resident memory of this process now (Linux), or its peak where that is not told."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * resource.getpagesize() / 1e9
-    except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 # ---------------------------------------------------------------- the trace

@@ -145,13 +145,19 @@ def convert(
 def plan(
     run_file: Run,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option(help="Measure this machine for the estimate of time.")] = True,
+    probe: Annotated[bool, typer.Option(help="Measure a matrix product for the estimate of time.")] = True,
+    measure: Annotated[bool, typer.Option(help="Take real steps of each stage here; needs prepared data.")] = False,
+    require_fit: Annotated[bool, typer.Option(help="Exit status 64 when it does not fit into memory.")] = False,
+    device_counts: Annotated[str, typer.Option("--devices", metavar="N,N", help="A table on paper, e.g. 1,8,64")] = "",
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s between two devices, for --devices.")] = 25.0,
 ) -> None:
-    """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, time. No network."""
+    """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, network, time. No network."""
     from launcher import plan_view
     from launcher.runfile import open_run
 
-    plan_view.show(open_run(run_file, overrides or []), probe)
+    counts = plan_view.device_counts(device_counts)
+    wanted = plan_view.Wanted(probe, measure, require_fit, counts, 1e9 * bandwidth)
+    plan_view.show(open_run(run_file, overrides or []), wanted)
 
 
 @app.command()

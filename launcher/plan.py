@@ -15,6 +15,7 @@ import torch
 from configs.errors import ConfigError, DataError
 from distill_core import preflight
 from distill_core.beside import group_of
+from distill_core.build import DTYPES
 from distill_core.config import (
     AugmentStage,
     DistillStage,
@@ -24,17 +25,20 @@ from distill_core.config import (
     TrainedStage,
     parts_from,
 )
-from distill_core.flops import at_logits, forward_flops, total
+from distill_core.flops import forward_flops, total
 from distill_core.load import objectives
 from distill_core.models.config import EncoderConfig
 from distill_core.objective import Objective
 from distill_core.shapes import source_shape, stage_shape
 from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
+from distill_core.training import TrainingConfig
+from launcher import devices
 from launcher.plan_cache import CachePlan, TeacherCost, cache_plan, kept_bytes, teacher_cost
 from launcher.plan_data import Data, measure, per_token, shard_bytes, task_data
 from launcher.plan_losses import LossPlan, beginnings, loss_plans
 from launcher.plan_memory import Memory, memory
 from launcher.plan_teachers import TeacherPlan, described, teacher_plans
+from launcher.simulation import Peak, Work, simulate
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,15 @@ class StagePlan:
     flops_per_token: float
     teacher_flops_per_token: float
     """Of the teachers' forward passes, whoever pays for them."""
-    memory: Memory
+    training: TrainingConfig
+    work: Work
+    """One micro-step."""
+    trained: int
+    """Parameters of student and projections."""
+    longest: int
+    """Tokens of the longest sequence."""
+    ranks: int
+    gpu: bool
     checkpoint_bytes: float
     cache: CachePlan | None = None
     """Of a distill stage on the corpus: live or cached teachers."""
@@ -76,6 +88,28 @@ class StagePlan:
     @property
     def flops(self) -> float:
         return self.flops_per_token * self.tokens
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.steps
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.flops / self.steps
+
+    @functools.cached_property
+    def peak(self) -> Peak:
+        """Of a micro-step; simulated when it is first asked for."""
+        return simulate(self.work)
+
+    @property
+    def memory(self) -> Memory:
+        """Of one rank, as the run file has it."""
+        return self.memory_at(self.training.zero_stage)
+
+    def memory_at(self, zero: int) -> Memory:
+        """Of one rank with another ZeRO stage."""
+        return memory(self.work, self.peak, self.trained, self.training, zero, self.ranks, self.gpu)
 
 
 @dataclass(frozen=True)
@@ -140,7 +174,6 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     )
     tokens_at_once = training.global_batch_size * data.mean_length / (ranks * micro_steps)
     trained = student.parameters() + projections
-    rows = at_logits(wanted, 1.0).of(counts)
     return StagePlan(
         name=stage.name,
         kind=stage.kind,
@@ -156,10 +189,40 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         micro_steps=micro_steps,
         flops_per_token=flops,
         teacher_flops_per_token=cost.live,
-        memory=memory(student, [shape for _, shape in teachers], trained, training, tokens_at_once, rows, ranks),
+        training=training,
+        work=micro_step(config, stage, student, teachers, tokens_at_once, data),
+        trained=trained,
+        longest=config.longest(stage),
+        ranks=ranks,
+        gpu=devices.gpus() > 0,
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
         cache=cache,
         own_tokens=described(teachers, own),
+    )
+
+
+def micro_step(
+    config: RunConfig,
+    stage: TrainedStage,
+    student: EncoderConfig,
+    teachers: list[tuple[TeacherConfig, EncoderConfig]],
+    tokens: float,
+    data: Data,
+) -> Work:
+    """What a rank works on at once. A teacher with tokens of its own counts as if they were the student's."""
+    task = None if isinstance(stage, PretrainStage) or stage.task is None else config.tasks[stage.task].kind
+    shapes = [shape.model_copy(update={"vocab_size": student.vocab_size}) for _, shape in teachers]
+    named = [(teacher, shape) for (teacher, _), shape in zip(teachers, shapes, strict=True)]
+    return Work(
+        student=student,
+        teachers=tuple(shapes),
+        objectives=functools.partial(objectives, stage, student, named),
+        dtype=DTYPES[stage.training.precision],
+        tokens=max(1, round(tokens)),
+        length=max(1, round(data.mean_length)),
+        masked=config.data.masks.rate,
+        sampled=stage.training.sampled_rows,
+        task=task,
     )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from distill_core.models.config import EncoderConfig
 from distill_core.training import TrainingConfig
+from launcher.simulation import Peak, Work
+
+WORDS = {"bf16": 2, "fp32": 4}
+"""Bytes of a number."""
+PROCESS = 0.75e9
+"""What a rank takes on a CPU beside tensors: Python, libraries, the kernels that they make, sockets."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank."""
+    """Bytes on one rank at the peak of a micro-step of ``tokens`` tokens."""
 
     weights: float
     gradients: float
@@ -19,37 +24,63 @@ class Memory:
     teacher: float
     activations: float
     logits: float
+    workspace: float
+    """What the process takes beside tensors; only on a CPU, as device memory holds tensors alone."""
+    loading: float
+    """While teachers are read, in place of a step's tensors; only on a CPU."""
+    tokens: float
+
+    @property
+    def lasting(self) -> float:
+        """What does not depend on the size of a micro-step."""
+        return self.weights + self.gradients + self.optimizer + self.teacher
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations + self.logits
+        return self.workspace + max(self.loading, self.lasting + self.activations + self.logits)
+
+    def at(self, tokens: float) -> Memory:
+        """With micro-steps of another size."""
+        ratio = tokens / self.tokens
+        return replace(self, activations=ratio * self.activations, logits=ratio * self.logits, tokens=tokens)
+
+    def most_tokens(self, capacity: float) -> float:
+        """Tokens of the largest micro-step that fits into ``capacity`` bytes; 0 if none does."""
+        each = (self.activations + self.logits) / self.tokens
+        return max(0.0, capacity - self.workspace - self.lasting) / each if each else float("inf")
 
 
-def memory(
-    student: EncoderConfig,
-    teachers: list[EncoderConfig],
-    trained: int,
-    training: TrainingConfig,
-    tokens: float,
-    masked: float,
-    ranks: int,
-) -> Memory:
-    """Bytes on one rank at the peak of a micro-step of ``tokens`` tokens.
+def states(trained: int, training: TrainingConfig, zero: int, ranks: int) -> tuple[float, float, float]:
+    """Bytes on one rank of weights, gradients and optimizer of ``trained`` parameters.
 
     ZeRO divides among the ranks: from stage 1 the optimizer state, from 2 the gradients, from 3 the weights.
-    Activations that the backward pass needs, per token and layer: about 11 vectors of the hidden width and 2 of the
-    intermediate one (no attention matrix: the kernels recompute it).
     """
-    zero, word = training.zero_stage, 2 if training.precision == "bf16" else 4
-    h, f = student.hidden_size, student.intermediate_size
-    rows = tokens * masked
-    teacher_logits = sum(t.vocab_size * rows * (word + 4) for t in teachers)
-    passing = max((tokens * word * (6 * t.hidden_size + 2 * t.intermediate_size) for t in teachers), default=0.0)
-    return Memory(
-        weights=word * trained / (ranks if zero == 3 else 1),
-        gradients=4.0 * trained / (ranks if zero >= 2 else 1),
-        optimizer=8.0 * trained if zero == 0 else 12.0 * trained / ranks,
-        teacher=float(sum(word * t.parameters() for t in teachers)),
-        activations=tokens * word * student.num_hidden_layers * (11 * h + 2 * f) + passing,
-        logits=student.vocab_size * rows * (word + 3 * 4) + teacher_logits,
+    return (
+        WORDS[training.precision] * trained / (ranks if zero == 3 else 1),
+        4.0 * trained / (ranks if zero >= 2 else 1),
+        8.0 * trained if zero == 0 else 12.0 * trained / ranks,
     )
+
+
+def memory(work: Work, peak: Peak, trained: int, training: TrainingConfig, zero: int, ranks: int, gpu: bool) -> Memory:
+    """One rank's memory.
+
+    Args:
+        peak: of ``work``, as it was simulated.
+        trained: parameters of student and projections.
+        zero: the ZeRO stage.
+    """
+    sizes = [shape.parameters() for shape in work.teachers]
+    return Memory(
+        *states(trained, training, zero, ranks),
+        teacher=float(WORDS[training.precision] * sum(sizes)),
+        activations=peak.activations,
+        logits=peak.logits,
+        workspace=0.0 if gpu else PROCESS,
+        loading=0.0 if gpu else LOADED * 4.0 * max(sizes, default=0),
+        tokens=work.tokens,
+    )
+
+
+LOADED = 2.0
+"""Copies in fp32 of the model that is being read: transformers' and ours."""

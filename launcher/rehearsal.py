@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def measured(config: RunConfig, stage: str, ranks: int, steps: int, trace: Path 
         DataError: the data is not prepared.
         LaunchError: a rank failed.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks to stdout otherwise
     with rehearsed(config, stage) as aside:
         result = aside.folder / "profile.json"
         command = [sys.executable, "-P", "-m", "distill_core.profile", str(aside.folder), stage, str(result)]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from distill_core.clock import Clock
 from distill_core.config import FinetuneStage
 from distill_core.engine import Rank, adam_settings, check_finite, parameter_groups
 from distill_core.flops import Flops
-from distill_core.meter import Meter, slots
+from distill_core.meter import Meter, resident_gigabytes, slots
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, LossTerms, Objective
@@ -135,3 +137,15 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(TrainingError, match=r"Stage 'student', step 3: the loss is (nan|inf)"):
             check_finite(value, "loss", "student", 3)
+
+
+def test_peak_memory_is_this_process_alone() -> None:
+    """Of a process that was started out of a large one, ``getrusage`` tells the large one's peak."""
+    ballast = bytearray(300_000_000)
+    code = "from distill_core.meter import resident_gigabytes as r; import resource; print(r('VmHWM'), r('VmRSS'), "
+    code += "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    peak, now, counted = map(float, out.split())
+    ours = resident_gigabytes("VmRSS")
+    assert len(ballast) and 0.02 < now <= peak <= counted * 1.001
+    assert resident_gigabytes("VmHWM") >= ours > 0.3

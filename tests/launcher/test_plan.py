@@ -16,9 +16,10 @@ from distill_core.config import TrainingConfig
 from distill_core.features import MASKED_LOGITS
 from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import devices, plan_view, units
+from launcher import devices, plan_time, plan_view, units
 from launcher.plan import make_plan
-from launcher.plan_memory import memory
+from launcher.plan_memory import Memory, states
+from launcher.plan_view import Wanted
 from launcher.runfile import open_run
 
 TINY = EncoderConfig(vocab_size=21128, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
@@ -39,20 +40,17 @@ def training(**values: Any) -> TrainingConfig:
     ],
 )
 def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradients: float, optimizer: float) -> None:
-    found = memory(TINY, [], 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
-    assert (found.weights, found.gradients, found.optimizer) == (weights * 1000, gradients * 1000, optimizer * 1000)
-    assert found.teacher == 0
+    found = states(1000, training(zero_stage=zero, precision=precision), zero, ranks=4)
+    assert found == (weights * 1000, gradients * 1000, optimizer * 1000)
 
 
-def test_memory_of_a_step_by_hand() -> None:
-    found = memory(TINY, [TINY], 1000, training(), tokens=100, masked=0.15, ranks=1)
-    assert found.teacher == 2 * TINY.parameters()
-    student, teacher = 100 * 2 * 2 * (11 * 4 + 2 * 16), 100 * 2 * (6 * 4 + 2 * 16)
-    assert found.activations == student + teacher
-    assert found.logits == 21128 * 15 * (2 + 12) + 21128 * 15 * (2 + 4)
-    assert found.total == pytest.approx(
-        found.weights + found.gradients + found.optimizer + found.teacher + found.activations + found.logits
-    )
+def test_memory_by_hand() -> None:
+    found = Memory(1.0, 2.0, 3.0, 4.0, activations=100.0, logits=50.0, workspace=1000.0, loading=120.0, tokens=10)
+    assert (found.lasting, found.total) == (10.0, 1160.0)
+    assert found.at(20).total == 1310.0
+    assert found.at(2).total == 1120.0  # less than what loading takes
+    assert found.most_tokens(1160.0) == 10.0
+    assert found.most_tokens(1000.0) == 0.0
 
 
 # ---------------------------------------------------------------- a whole run
@@ -171,7 +169,7 @@ def test_what_is_missing_is_said_and_the_plan_made(prepared: Path) -> None:
 
 def shown(prepared: Path, probe: bool, *words: str, width: int = 80) -> str:
     out = io.StringIO()
-    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=width))
+    plan_view.show(open_run(str(prepared), words), Wanted(probe), Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -256,14 +254,14 @@ def test_copied_layers_are_drawn(prepared: Path) -> None:
 
 
 def test_the_estimate_of_time(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_view, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(plan_time, "PROBE_SECONDS", 0.02)
     assert "estimate 0:00 here" in shown(prepared, True)
 
 
 def test_seconds_by_hand(prepared: Path) -> None:
     stage = make_plan(open_run(str(prepared)), 1).stages[0]
-    speed = plan_view.Speed(stage.flops, 2, False, "2 CPU cores")
-    assert plan_view.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_view.EFFICIENCY))
+    speed = plan_time.Speed(stage.flops, 2, False, "2 CPU cores")
+    assert plan_time.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_time.EFFICIENCY))
 
 
 @pytest.mark.parametrize(

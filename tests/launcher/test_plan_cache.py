@@ -14,9 +14,10 @@ from distill_core.batch import Count
 from distill_core.features import MASKED_LOGITS, FeatureRequest
 from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import plan_view
+from launcher import plan_time, plan_view
 from launcher.plan import StagePlan, make_plan
 from launcher.plan_cache import CachePlan, TeacherCost, speed_up, teacher_cost
+from launcher.plan_view import Wanted
 from launcher.runfile import open_run
 
 BASE = ModelConfig(preset="roberta-wwm-ext").resolve()
@@ -120,13 +121,13 @@ def test_stages_of_a_run(prepared: Path) -> None:
 
 def shown(prepared: Path, *words: str, probe: bool = False) -> str:
     out = io.StringIO()
-    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=80))
+    plan_view.show(open_run(str(prepared), words), Wanted(probe), Console(file=out, width=80))
     assert max(len(line) for line in out.getvalue().splitlines()) <= 80
     return " ".join(out.getvalue().split())
 
 
 def test_the_table(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_view, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(plan_time, "PROBE_SECONDS", 0.02)
     text = shown(prepared, "stages.student.training.steps=200", probe=True)
     assert "student: teacher live cached" in text
     assert "275B/token" in text and "2 mask views" in text and "(pays from 2)" in text

@@ -36,4 +36,5 @@ def memory_together(stages: list[StagePlan]) -> float:
     memories = [stage.memory for stage in stages]
     own = sum(memory.weights + memory.gradients + memory.optimizer for memory in memories)
     passing = max(memory.activations + memory.logits for memory in memories)
-    return memories[0].workspace + max(memories[0].loading, own + memories[0].teacher + passing)
+    first = memories[0]
+    return first.process + max(first.loading, own + first.teacher + passing + first.workspace)

@@ -57,8 +57,9 @@ def advise(stage: StagePlan, device: Device, ranks: int) -> Advice | None:
     """
     longest, wanted = stage.longest, stage.tokens_per_step / ranks
     for zero in (stage.training.zero_stage,) if ranks == 1 else (1, 2, 3):
-        tokens = stage.memory_at(zero).most_tokens((1 - SPARE) * device.memory)
-        if tokens >= longest:
+        memory, room = stage.memory_at(zero), (1 - SPARE) * device.memory
+        tokens = memory.most_tokens(room)
+        if tokens >= longest and memory.process + memory.loading <= room:
             return Advice(zero, max(longest, math.floor(min(tokens, math.ceil(wanted)))))
     return None
 

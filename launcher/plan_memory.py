@@ -9,8 +9,12 @@ from launcher.simulation import Peak, Work
 
 WORDS = {"bf16": 2, "fp32": 4}
 """Bytes of a number."""
-PROCESS = 0.75e9
-"""What a rank takes on a CPU beside tensors: Python, libraries, the kernels that they make, sockets."""
+PROCESS = 0.65e9
+"""What a rank takes on a CPU before it has any tensor: Python and its libraries."""
+WORKSPACE = {"bf16": 0.15e9, "fp32": 0.03e9}
+"""What steps take there beside tensors: kernels made for their shapes, packed matrices, sockets."""
+LOADED = 2.0
+"""Copies in fp32 of a model that is being read: transformers' and ours."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,11 @@ class Memory:
     activations: float
     logits: float
     workspace: float
-    """What the process takes beside tensors; only on a CPU, as device memory holds tensors alone."""
+    """What libraries take in a step. Here and below: only on a CPU, as device memory holds tensors alone."""
+    process: float
+    """Python and its libraries."""
     loading: float
-    """While teachers are read, in place of a step's tensors; only on a CPU."""
+    """While teachers are read, in place of all that a step takes."""
     tokens: float
 
     @property
@@ -37,7 +43,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.workspace + max(self.loading, self.lasting + self.activations + self.logits)
+        return self.process + max(self.loading, self.lasting + self.activations + self.logits + self.workspace)
 
     def at(self, tokens: float) -> Memory:
         """With micro-steps of another size."""
@@ -47,7 +53,7 @@ class Memory:
     def most_tokens(self, capacity: float) -> float:
         """Tokens of the largest micro-step that fits into ``capacity`` bytes; 0 if none does."""
         each = (self.activations + self.logits) / self.tokens
-        return max(0.0, capacity - self.workspace - self.lasting) / each if each else float("inf")
+        return max(0.0, capacity - self.process - self.workspace - self.lasting) / each if each else float("inf")
 
 
 def states(trained: int, training: TrainingConfig, zero: int, ranks: int) -> tuple[float, float, float]:
@@ -76,11 +82,8 @@ def memory(work: Work, peak: Peak, trained: int, training: TrainingConfig, zero:
         teacher=float(WORDS[training.precision] * sum(sizes)),
         activations=peak.activations,
         logits=peak.logits,
-        workspace=0.0 if gpu else PROCESS,
+        workspace=0.0 if gpu else WORKSPACE[training.precision],
+        process=0.0 if gpu else PROCESS,
         loading=0.0 if gpu else LOADED * 4.0 * max(sizes, default=0),
         tokens=work.tokens,
     )
-
-
-LOADED = 2.0
-"""Copies in fp32 of the model that is being read: transformers' and ours."""

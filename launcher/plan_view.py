@@ -165,17 +165,21 @@ def costs_table(plan: Plan) -> Table:
 def memory_table(plan: Plan) -> Table:
     """Bytes on one rank."""
     heads = {"weights": "student", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
-    heads |= {"activations": "act.", "logits": "logits", "workspace": "process", "loading": "loading"}
+    heads |= {
+        "activations": "act.",
+        "logits": "logits",
+        "workspace": "work",
+        "process": "process",
+        "loading": "loading",
+    }
     table = table_of("memory", "total", *heads.values())
     for stage in plan.stages:
         memory = stage.memory
         values = [memory.total, *(getattr(memory, part) for part in heads)]
         table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
-    table.caption = (
-        "on one rank; act., logits: alive at the peak of a micro-step, as simulated; process: Python, libraries"
-    )
+    table.caption = "on one rank; act., logits: alive at the peak of a micro-step, as simulated"
     if not plan.stages[0].gpu:
-        table.caption += "; loading: while models are read, before there are steps"
+        table.caption += "; work: kernels; process: Python and its libraries; loading: while teachers are read"
     alone = [stage.name for stage in plan.stages if not stage.peak.complete]
     if alone:
         table.caption += f"; without what the losses of {', '.join(alone)} take by themselves"

@@ -45,11 +45,13 @@ def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradien
 
 
 def test_memory_by_hand() -> None:
-    found = Memory(1.0, 2.0, 3.0, 4.0, activations=100.0, logits=50.0, workspace=1000.0, loading=120.0, tokens=10)
-    assert (found.lasting, found.total) == (10.0, 1160.0)
-    assert found.at(20).total == 1310.0
-    assert found.at(2).total == 1120.0  # less than what loading takes
-    assert found.most_tokens(1160.0) == 10.0
+    found = Memory(
+        1.0, 2.0, 3.0, 4.0, activations=100.0, logits=50.0, workspace=1.0, process=1000.0, loading=121.0, tokens=10
+    )
+    assert (found.lasting, found.total) == (10.0, 1161.0)
+    assert found.at(20).total == 1311.0
+    assert found.at(2).total == 1121.0  # less than what loading takes
+    assert found.most_tokens(1161.0) == 10.0
     assert found.most_tokens(1000.0) == 0.0
 
 

@@ -96,11 +96,11 @@ def test_what_fits_and_what_to_choose(prepared: Path) -> None:
     roomy = advise(stage, Device(1e12, "huge"), ranks=2)
     assert roomy is not None and roomy.zero_stage == 1
     assert roomy.micro_batch_tokens == pytest.approx(stage.tokens_per_step / 2, abs=1)
-    room = stage.memory_at(1).workspace + stage.memory_at(1).lasting + stage.memory_at(1).at(100).activations
-    tight = advise(stage, Device((room + stage.memory_at(1).at(100).logits) / 0.9, "tight"), ranks=2)
+    hundred = stage.memory_at(1).at(100)
+    tight = advise(stage, Device((replace(hundred, loading=0.0).total + 1) / 0.9, "tight"), ranks=2)
     assert tight is not None and tight.zero_stage == 1
     assert tight.micro_batch_tokens == pytest.approx(100, abs=1)
-    assert advise(stage, Device(stage.memory.workspace, "no"), ranks=2) is None
+    assert advise(stage, Device(stage.memory.process, "no"), ranks=2) is None
 
 
 def test_a_higher_zero_stage_is_chosen_only_where_it_must(prepared: Path) -> None:
@@ -190,17 +190,33 @@ def real_steps(config: Any, plan: Plan) -> tuple[dict[str, Any], str]:
     return steps, out.getvalue()
 
 
+QUICKSTART = "hidden_size: 192, num_attention_heads: 6, max_position_embeddings: 64, num_hidden_layers: {}"
+WIDE = "hidden_size: 768, num_attention_heads: 12, max_position_embeddings: 64, num_hidden_layers: {}"
+
+
 @pytest.mark.ranks
-def test_planned_memory_is_what_is_measured(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real steps of each stage, in processes of their own: the peak is within 15 % of the plan."""
-    config = open_run(str(prepared), ["launch.processes=1"])
+@pytest.mark.parametrize(
+    ("shape", "precision", "tokens"), [(QUICKSTART, "fp32", 1024), (WIDE, "bf16", 512)], ids=["quickstart", "wide"]
+)
+def test_planned_memory_is_what_is_measured(
+    prepared: Path, capsys: pytest.CaptureFixture[str], shape: str, precision: str, tokens: int
+) -> None:
+    """Real steps of each stage, in processes of their own: the peak is within 15 % of the plan.
+
+    ``benchmarks/plan.py`` does the same with the quickstart itself and published shapes.
+    """
+    words = [f"stages.teacher.model={{{shape.format(4)}}}", f"stages.student.student.model={{{shape.format(2)}}}"]
+    for stage in ("teacher", "student"):
+        words += [f"stages.{stage}.training.precision={precision}", f"stages.{stage}.training.global_batch_size=48"]
+        words += [f"stages.{stage}.training.micro_batch_tokens={tokens}"]
+    config = open_run(str(prepared), ["launch.processes=1", *words])
     plan = make_plan(config, 1)
     steps, text = real_steps(config, plan)
     with capsys.disabled():
         print(f"\n{text}")
     for stage in plan.stages:
         assert near(stage, steps), (stage.name, stage.memory, steps[stage.name]["memory"])
-        assert 0 < steps[stage.name]["step_seconds"] < 60
+        assert 0 < steps[stage.name]["step_seconds"] < 120
 
 
 def near(stage: StagePlan, steps: dict[str, Any]) -> bool:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from configs.loader import to_yaml
 from data_prep.corpus import Corpus
-from data_prep.inspect import samples as masked_samples
 from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
 from distill_core.cache import AnyTeacher, cache_teachers
 from distill_core.checkpoint import Checkpoint
+from distill_core.clock import Clock
 from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedStage
 from distill_core.data import CorpusSource, Loader, Source, held_out_batches
 from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
-from distill_core.frozen import check_device, encoder_of, record_effects
+from distill_core.flops import Flops, total
+from distill_core.frozen import DTYPES, check_device, encoder_of, record_effects
 from distill_core.load import (
     LoadedTeacher,
     check_heads,
@@ -35,9 +36,10 @@ from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.encoder import Encoder
 from distill_core.models.running import checkpoint_layers, compile_parts
-from distill_core.monitor import Monitor
+from distill_core.monitor import Monitor, start_monitor
 from distill_core.objective import Distillation, Teacher
 from distill_core.objectives import OBJECTIVES
+from distill_core.peak import peak_flops
 from distill_core.progressive import ProgressiveDistillation
 from distill_core.record import BestModel, Quality
 from distill_core.references.prepare import StageReferences, prepare_references
@@ -63,6 +65,8 @@ class Trainee:
     monitor: Monitor | None
     meter: Meter
     best: BestModel
+    flops: dict[str, Flops]
+    """Useful ones of its forward and backward passes, by part."""
     quality: Quality | None = None
 
     @property
@@ -94,6 +98,9 @@ class Parts:
     steps: int
     trainees: list[Trainee]
     references: StageReferences | None
+    clock: Clock
+    verdicts: dict[int, Tensor] = field(default_factory=dict)
+    """By the step's number, bool on the device: whether this rank's teachers answered with finite numbers."""
 
     @property
     def first_step(self) -> int:
@@ -104,10 +111,16 @@ class Parts:
     def names(self) -> str:
         return ", ".join(repr(trainee.stage.name) for trainee in self.trainees)
 
-    def restart_clocks(self) -> None:
-        """What one trainee's evaluation takes is no step's time."""
-        for trainee in self.trainees:
-            trainee.meter.restart_clock()
+    def flops(self, trainees: Sequence[Trainee]) -> Flops:
+        """Useful ones of a step in which ``trainees`` are trained."""
+        return total(part for trainee in trainees for part in trainee.flops.values()) + self.teacher_flops()
+
+    def teacher_flops(self) -> Flops:
+        return total(teacher.flops() for teacher in self.teachers)
+
+    def useful_flops(self, trainee: Trainee) -> dict[str, Flops]:
+        """The useful ones of a trainee's step by part, with the teachers that it shares with those beside it."""
+        return {"teachers": self.teacher_flops(), **trainee.flops}
 
     def pairs(self, trainee: Trainee) -> list[list[tuple[int, int]]]:
         """For each loss term its (teacher, student) layer pairs, with the first teacher."""
@@ -170,8 +183,9 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     source = train if references is None else references.seen(train, "train")
     loader = make_loader(config, first.training, source, rank)
     check_teacher_heads(first, loaded, teachers, loader, corpus, rank)
+    clock = Clock(rank.device)
     trainees = [
-        start_trainee(config, index, identities[index], module, found[index], corpus, rank, steps)
+        start_trainee(config, index, identities[index], module, found[index], corpus, rank, steps, clock)
         for index, module in modules.items()
     ]
     for trainee, losses in zip(trainees, effects, strict=False):
@@ -184,7 +198,11 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     learned, loader, held_out = from_cache(
         config, next(iter(stages)), corpus, teachers, loader, held_out, steps, rank, trainees[0].monitor
     )
-    return Parts(config, rank, corpus, task, learned, loader, held_out, steps, trainees, references)
+    parts = Parts(config, rank, corpus, task, learned, loader, held_out, steps, trainees, references, clock)
+    for trainee in trainees:
+        if trainee.monitor is not None:
+            trainee.monitor.useful_flops(parts.useful_flops(trainee), trainee.meter.peak)
+    return parts
 
 
 def splits(config: RunConfig, corpus: Corpus, task: Task | None, sampled: float | None = None) -> tuple[Source, Source]:
@@ -212,11 +230,15 @@ def start_trainee(
     corpus: Corpus,
     rank: Rank,
     steps: int,
+    clock: Clock,
 ) -> Trainee:
     """Wrap a student, from where its newest checkpoint stands."""
     stage, (begun, passed) = config.stages[index], found
     assert isinstance(stage, TrainedStage)
     pace = module.schedule if isinstance(module, ProgressiveDistillation) else None
+    flops = module.flops()
+    training = stage.training
+    meter = Meter(rank, clock, peak_flops(config.folder, training.peak_tflops, DTYPES[training.precision], rank))
     engine = Engine(module, stage.training, rank, None if begun is None else begun.read(), pace)
     first_step = 0 if begun is None else begun.step
     monitor = start_monitor(config, index, corpus, module.names(), first_step, steps) if rank.is_first else None
@@ -225,7 +247,7 @@ def start_trainee(
             monitor.line(sentence)
         monitor.line(f"continuing after step {first_step}" if first_step else "starting")
     best = BestModel(config.stage_folder(index), stage.training, engine, rank, first_step)
-    return Trainee(config, index, identity, module.student, engine, first_step, monitor, Meter(rank), best)
+    return Trainee(config, index, identity, module.student, engine, first_step, monitor, meter, best, flops)
 
 
 def from_cache(
@@ -343,17 +365,3 @@ def make_loader(config: RunConfig, training: TrainingConfig, source: Source, ran
         training.loader_threads,
         pinned=rank.device.type == "cuda",
     )
-
-
-def start_monitor(
-    config: RunConfig, index: int, corpus: Corpus, terms: list[str], first_step: int, steps: int
-) -> Monitor:
-    stage = config.stages[index]
-    title = {"stage": stage.name, "stage_index": index, "stages": len(config.stages)}
-    monitor = Monitor(config.stage_folder(index), config.folder / "logs", title, first_step, steps)
-    monitor.layout(terms, with_teacher=stage.kind == "distill")
-    monitor.text("config", f"```yaml\n{to_yaml(config)}\n```")
-    if corpus.has_text:
-        shown = "\n\n".join(f"    {line}" for line in masked_samples(corpus, "train", 5, 0))
-        monitor.text("masked samples", shown)
-    return monitor

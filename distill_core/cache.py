@@ -35,6 +35,7 @@ from distill_core.cache_store import Contents, Precision, StoredViews, ViewStore
 from distill_core.data import CorpusSource, Loader, cut
 from distill_core.engine import Rank
 from distill_core.features import FeatureRequest, Features
+from distill_core.flops import Flops, at_logits, decoder_flops
 from distill_core.models.attention import Kernel
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Objective, Teacher
@@ -105,6 +106,10 @@ class CachedTeacher(nn.Module):
         self.words = teacher.encoder.bert.embeddings.word_embeddings
         self.predictions = teacher.encoder.cls.predictions
         del self.predictions.transform
+
+    def flops(self) -> Flops:
+        """Of what is left of a forward pass: the decoder."""
+        return at_logits(self.request, decoder_flops(self.config))
 
     def train(self, mode: bool = True) -> CachedTeacher:
         return self

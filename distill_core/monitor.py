@@ -10,11 +10,20 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import output_error
+from configs.loader import to_yaml
+from data_prep.corpus import Corpus
+from data_prep.inspect import samples as masked_samples
+from distill_core.clock import PARTS
+from distill_core.flops import Flops
+
+if TYPE_CHECKING:
+    from distill_core.config import RunConfig
 
 LINE_SECONDS = 10.0
+SHARES = {"data/padding_share": "padding", "data/wait_share": "data wait"}
 
 
 class Monitor:
@@ -53,6 +62,9 @@ class Monitor:
             "speed": {
                 "tokens per second": ["Multiline", ["speed/tokens_per_second"]],
                 "step and data wait": ["Multiline", ["speed/step_seconds", "data/wait_seconds"]],
+                "model FLOP utilization": ["Multiline", ["speed/flops_utilization"]],
+                "share of the step": ["Multiline", [f"time/{part}" for part in PARTS]],
+                "padding and data wait": ["Multiline", ["data/padding_share", "data/wait_share"]],
             },
         }
         self._writer.add_custom_scalars(pages)
@@ -71,8 +83,25 @@ class Monitor:
         except OSError as error:
             raise output_error(self._metrics, error) from error
 
-    def progress(self, step: int, loss: float, tokens_per_second: float, live: bool = True) -> None:
-        """A log line now and then, and (``live``) the launcher's progress file at most once a second."""
+    def useful_flops(self, parts: Mapping[str, Flops], peak: float | None) -> None:
+        """Say what counts as useful, by part and by what it is counted for, and what it is measured against."""
+        rows = [
+            f"| {part} | {count} | {each:.4g} |"
+            for part, flops in parts.items()
+            for count, each in flops.each.items()
+            if each
+        ]
+        table = ["| part | for each of the | useful FLOPs |", "|---|---|---|", *rows]
+        against = "" if peak is None else f"\n\nPeak of all ranks: {peak / 1e12:.4g} TFLOP/s"
+        self.text("useful FLOPs", "\n".join(table) + against)
+
+    def progress(self, step: int, row: Mapping[str, float], live: bool = True) -> None:
+        """A log line now and then, and (``live``) the launcher's progress file at most once a second.
+
+        ``row``: a summary of the meter.
+        """
+        loss, tokens_per_second = row["loss/total"], row["speed/tokens_per_second"]
+        utilization = row.get("speed/flops_utilization")
         now = time.monotonic()
         rate = (step - self._first_step) / max(now - self._began, 1e-9)
         left = (self.steps - step) / rate if rate else 0.0
@@ -81,6 +110,7 @@ class Monitor:
             self._last_progress = now
             facts = {"step": step, "steps": self.steps, "loss": loss}
             facts |= {"tokens_per_second": tokens_per_second, "seconds_left": left}
+            facts |= {} if utilization is None else {"utilization": utilization}
             aside = self._progress.with_suffix(".tmp")
             try:
                 aside.write_text(json.dumps({**self.title, **facts}), encoding="utf-8")
@@ -89,9 +119,8 @@ class Monitor:
                 raise output_error(self._progress, error) from error
         if last or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.line(
-                f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {_clock(left)} left"
-            )
+            words = [f"step {step}/{self.steps}", f"loss {loss:.4f}", f"{tokens_per_second:,.0f} tokens/s"]
+            self.line("  ".join([*words, *_where_time_goes(row), f"{_clock(left)} left"]))
 
     def line(self, text: str) -> None:
         """A plain line in the log (rank-0.log; the launcher shows it too)."""
@@ -102,6 +131,18 @@ class Monitor:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _where_time_goes(row: Mapping[str, float]) -> list[str]:
+    """Utilization, padding, waiting for data, and the other parts of a step that take a hundredth of it."""
+    words = []
+    if "speed/flops_utilization" in row:
+        reached = row["speed/useful_tflops"]
+        words.append(f"{row['speed/flops_utilization']:.0%} of the peak ({reached:.3g} useful TFLOP/s)")
+    words += [f"{row[key]:.0%} {name}" for key, name in SHARES.items() if key in row]
+    shown = [part for part in PARTS if part != "data" and row.get(f"time/{part}", 0.0) >= 0.01]
+    parts = [f"{part} {row[f'time/{part}']:.0%}" for part in shown]
+    return [*words, *([", ".join(parts)] if parts else [])]
 
 
 def _clock(seconds: float) -> str:
@@ -124,3 +165,17 @@ def _forget_after(metrics: Path, step: int) -> None:
     aside = metrics.with_suffix(".tmp")
     aside.write_text("".join(kept), encoding="utf-8")
     os.replace(aside, metrics)
+
+
+def start_monitor(
+    config: RunConfig, index: int, corpus: Corpus, terms: list[str], first_step: int, steps: int
+) -> Monitor:
+    stage = config.stages[index]
+    title = {"stage": stage.name, "stage_index": index, "stages": len(config.stages)}
+    monitor = Monitor(config.stage_folder(index), config.folder / "logs", title, first_step, steps)
+    monitor.layout(terms, with_teacher=stage.kind == "distill")
+    monitor.text("config", f"```yaml\n{to_yaml(config)}\n```")
+    if corpus.has_text:
+        shown = "\n\n".join(f"    {line}" for line in masked_samples(corpus, "train", 5, 0))
+        monitor.text("masked samples", shown)
+    return monitor

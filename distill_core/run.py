@@ -12,7 +12,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from configs.errors import ConfigError, Requeue, ZhengliuError
 from configs.loader import load
@@ -65,11 +67,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only")
     arguments = parser.parse_args()
-    faulthandler.enable()
-    if pulse_file():
-        pulse.open(pulse_file())
-    stopping.heed()
-    try:
+
+    def work() -> None:
         config = load(arguments.folder / "config.yaml", [], RunConfig)
         rank = start_ranks()
         complete = run_chain(config, rank, arguments.only)
@@ -78,18 +77,41 @@ def main() -> int:
             current_stage.name = "the end of the run"
             pulse.at("end", stage=current_stage.name)
             finish_run(config, config.folder)
+
+    return rank_program(arguments.folder, work)
+
+
+def rank_program(folder: Path, work: Callable[[], None]) -> int:
+    """Do a rank's ``work``; its exit status, with an error told to the launcher in the run ``folder``."""
+    faulthandler.enable()
+    if pulse_file():
+        pulse.open(pulse_file())
+    stopping.heed()
+    try:
+        work()
         return 0
     except Requeue as error:  # no failure: the state is kept, and the status says so
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
     except ZhengliuError as error:
         print(error, file=sys.stderr, flush=True)
-        note_failure(arguments.folder, error, error.exit_code)
+        note_failure(folder, error, error.exit_code)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        note_failure(arguments.folder, error, 70)
+        note_failure(folder, error, 70)
         return 70
+
+
+def leave(status: int) -> NoReturn:
+    """End a rank's process.
+
+    Not by sys.exit: with the process group gone, DeepSpeed's and gloo's threads now and then abort the interpreter's
+    shutdown ("terminate called without an active exception") after all work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def note_failure(folder: Path, error: Exception, exit_code: int) -> None:
@@ -109,9 +131,4 @@ def note_failure(folder: Path, error: Exception, exit_code: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: with the process group gone, DeepSpeed's and gloo's threads now and then abort the
-    # interpreter's shutdown ("terminate called without an active exception") after all work is done.
-    os._exit(status)
+    leave(main())

@@ -42,42 +42,61 @@ def train(parts: Parts) -> None:
     Its trainees are one stage, or several side by side, each as if alone: one that is further than the others (the
     run ended between two checkpoints) joins at its own next step.
     """
-    rank = parts.rank
-    for trainee in parts.trainees:
-        trainee.engine.train()
-    verdicts: dict[int, Tensor] = {}
+    begin(parts)
     for step, wait in parts.loader.steps(parts.first_step, parts.steps):
-        done = step.number + 1
-        trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
-        batches = [batch.to(rank.device) for batch in step.batches]
-        counts, vote = global_counts(batches, rank)
-        sound: list[Tensor] = []
-        for place, batch in enumerate(batches):
-            pulse.at("teacher", done)
-            taught = [teacher(batch) for teacher in parts.teachers]
-            sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
-            for trainee in trainees:
-                pulse.at("student", done)
-                seed_dropout(trainee, step.number, place, rank)
-                losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
-                pulse.at("backward", done)
-                trainee.engine.backward(losses.total, last=batch is batches[-1])
-                trainee.meter.add(losses)
-        pulse.at("optimizer", done)
-        for trainee in trainees:
-            trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
-            trainee.meter.end_step(counts, wait)
-        if sound:
-            verdicts[step.number] = torch.stack(sound).all()
+        trainees, vote = train_step(parts, step, wait)
         stop = vote.passed()
-        if stop or any(is_due(trainee, done, parts.steps) for trainee in trainees):
-            check_answers(parts, verdicts)
-            verdicts.clear()
+        if stop or any(is_due(trainee, step.number + 1, parts.steps) for trainee in trainees):
+            check_answers(parts)
         for trainee in trainees:
             end_step(parts, trainee, step, stop)
         if stop:
-            raise Requeue(f"Stopped after step {done} of {parts.names}, with a checkpoint.")
-        pulse.at("data", done + 1)
+            raise Requeue(f"Stopped after step {step.number + 1} of {parts.names}, with a checkpoint.")
+        pulse.at("data", step.number + 2)
+        parts.clock.mark("other")
+
+
+def begin(parts: Parts) -> None:
+    for trainee in parts.trainees:
+        trainee.engine.train()
+    parts.clock.restart()
+
+
+def train_step(parts: Parts, step: Step, wait: float) -> tuple[list[Trainee], Vote]:
+    """One optimiser step of those trainees that have not taken it before; returns them, and who wants to stop.
+
+    ``wait``: seconds that this rank has waited for its batches.
+    """
+    rank, clock, done = parts.rank, parts.clock, step.number + 1
+    trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
+    batches = [batch.to(rank.device) for batch in step.batches]
+    clock.mark("data")
+    counts, vote = global_counts(batches, rank)
+    clock.mark("optimizer")
+    sound: list[Tensor] = []
+    for place, batch in enumerate(batches):
+        pulse.at("teacher", done)
+        taught = [teacher(batch) for teacher in parts.teachers]
+        sound += [torch.stack([finite(features, batch) for features in taught])] if taught else []
+        clock.mark("teacher")
+        for trainee in trainees:
+            pulse.at("student", done)
+            seed_dropout(trainee, step.number, place, rank)
+            losses = trainee.engine(batch, taught or [Features()], counts, step.number / parts.steps)
+            trainee.meter.add(losses)
+            clock.mark("forward")
+            pulse.at("backward", done)
+            trainee.engine.backward(losses.total, last=batch is batches[-1])
+            clock.mark("backward")
+    pulse.at("optimizer", done)
+    for trainee in trainees:
+        trainee.engine.step(learning_rate(trainee.training, step.number, parts.steps), step.number)
+    clock.mark("optimizer")
+    for trainee in trainees:
+        trainee.meter.end_step(counts, wait, batches, parts.flops(trainees))
+    if sound:
+        parts.verdicts[step.number] = torch.stack(sound).all()
+    return trainees, vote
 
 
 def is_due(trainee: Trainee, done: int, steps: int) -> bool:
@@ -115,12 +134,12 @@ def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> 
         trainee.quality = parts.measure(trainee)
         trainee.best.consider(trainee.quality, done)
         report_quality(trainee, done, trainee.quality)
-        parts.restart_clocks()
+        parts.clock.restart()
     if stop or last_step or done % training.checkpoint_every == 0:
         pulse.at("checkpoint", done)
         folder = trainee.folder / "checkpoints"
         checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last)
-        parts.restart_clocks()
+        parts.clock.restart()
 
 
 def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> None:
@@ -132,14 +151,14 @@ def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> N
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1)
 
 
-def check_answers(parts: Parts, verdicts: dict[int, Tensor]) -> None:
+def check_answers(parts: Parts) -> None:
     """Stop when a teacher's answers were not finite, before anything of these steps is kept.
 
-    ``verdicts``: bool on the device, by the step's number, of this rank's batches. They are read together, in one
-    wait; steps in between may have trained on such answers, but nothing of them was logged, evaluated or written. A
-    step's batches are a function of its number, so the culprits are found by answering them again.
+    The verdicts of all steps since the last time are read together, in one wait; steps in between may have trained on
+    such answers, but nothing of them was logged, evaluated or written. A step's batches are a function of its number,
+    so the culprits are found by answering them again.
     """
-    stage = parts.trainees[0].stage
+    stage, verdicts = parts.trainees[0].stage, parts.verdicts
     if not verdicts or not isinstance(stage, DistillStage):
         return
     bad = (~torch.stack(list(verdicts.values()))).float()
@@ -151,6 +170,7 @@ def check_answers(parts: Parts, verdicts: dict[int, Tensor]) -> None:
             batch = batch.to(parts.rank.device)
             taught = [teacher(batch) for teacher in parts.teachers]
             check_teachers(batch, taught, names, f"Stage {parts.names}, step {number + 1}")
+    verdicts.clear()
 
 
 def global_counts(batches: list[Batch], rank: Rank) -> tuple[dict[Count, Tensor], Vote]:
@@ -180,7 +200,7 @@ def report(trainee: Trainee, done: int, row: dict[str, float], live: bool) -> No
     """``live``: whether the launcher's live line shows this stage."""
     if trainee.monitor is not None:
         trainee.monitor.scalars(done, row)
-        trainee.monitor.progress(done, row["loss/total"], row["speed/tokens_per_second"], live)
+        trainee.monitor.progress(done, row, live)
 
 
 def report_quality(trainee: Trainee, done: int, quality: Quality) -> None:

@@ -98,6 +98,9 @@ class TrainingConfig(Config):
     """Steps that are read and masked ahead of the one that is trained on."""
     loader_threads: int = runtime(1, ge=1)
     """Threads of a rank that do so. More only where the log shows ``data/wait_seconds``."""
+    peak_tflops: float | None = runtime(None, gt=0)
+    """Of one rank's device in this precision, for the model FLOP utilization; default: measured in a square matrix
+    product when the run first needs it (``peak.json`` in the run folder)."""
     deepspeed: dict[str, Any] = runtime({})
     """Passed through to DeepSpeed's configuration; unknown keys and keys that we set are refused."""
 

@@ -151,13 +151,34 @@ def convert(
 def plan(
     run_file: Run,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option(help="Measure this machine for the estimate of time.")] = True,
+    probe: Annotated[bool, typer.Option(help="Measure a matrix product for the estimate of time.")] = True,
+    measure: Annotated[bool, typer.Option(help="Take real steps of each stage here; needs prepared data.")] = False,
+    require_fit: Annotated[bool, typer.Option(help="Exit status 64 when it does not fit into memory.")] = False,
+    device_counts: Annotated[str, typer.Option("--devices", metavar="N,N", help="A table on paper, e.g. 1,8,64")] = "",
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s between two devices, for --devices.")] = 25.0,
 ) -> None:
-    """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, time. No network."""
+    """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, network, time. No network."""
     from launcher import plan_view
     from launcher.runfile import open_run
 
-    plan_view.show(open_run(run_file, overrides or []), probe)
+    counts = plan_view.device_counts(device_counts)
+    wanted = plan_view.Wanted(probe, measure, require_fit, counts, 1e9 * bandwidth)
+    plan_view.show(open_run(run_file, overrides or []), wanted)
+
+
+@app.command()
+def profile(
+    run_file: Run,
+    overrides: Overrides = None,
+    stage: StageOption = None,
+    steps: Annotated[int, typer.Option(min=1, help="To trace, behind two that are not.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trace; default: RUN/profile/STAGE.")] = None,
+) -> None:
+    """Trace some real steps of a stage, and print where their time and memory go. Changes nothing of the run."""
+    from launcher import profile as profiling
+    from launcher.runfile import open_run
+
+    profiling.show(open_run(run_file, overrides or []), stage, steps, out)
 
 
 @app.command()

@@ -33,6 +33,22 @@ def memory_bytes() -> int:
         return total
 
 
+def free_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that is free now, or could be freed without harm; not more than the container's limit leaves."""
+    free = memory_bytes()
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB$", proc.read_text(encoding="ascii"), re.MULTILINE)
+        if found:
+            free = min(free, 1024 * int(found.group(1)))
+    except OSError:
+        pass
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        return max(0, min(free, limit - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):
+        return free
+
+
 def gpus(dev: Path = Path("/dev"), visible: str | None = None) -> int:
     """NVIDIA GPUs that the ranks could use, by their device files; ``visible``: CUDA_VISIBLE_DEVICES.
 

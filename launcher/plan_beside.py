@@ -33,6 +33,8 @@ def saved_flops(stages: list[StagePlan]) -> float:
 
 def memory_together(stages: list[StagePlan]) -> float:
     """Bytes on one rank: each student's own state, the teachers once, and one student's activations at a time."""
-    own = sum(stage.memory.weights + stage.memory.gradients + stage.memory.optimizer for stage in stages)
-    passing = max(stage.memory.activations + stage.memory.logits for stage in stages)
-    return own + stages[0].memory.teacher + passing
+    memories = [stage.memory for stage in stages]
+    own = sum(memory.weights + memory.gradients + memory.optimizer for memory in memories)
+    passing = max(memory.activations + memory.logits for memory in memories)
+    first = memories[0]
+    return first.process + max(first.loading, own + first.teacher + passing + first.workspace)

@@ -7,16 +7,17 @@ of the teacher in a step is its decoder product, and bytes to read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_prep.config import MaskConfig
+from distill_core.batch import Count
 from distill_core.cache import as_kept, distinct_views, why_not
 from distill_core.config import DistillStage, TrainedStage
 from distill_core.features import FeatureRequest
+from distill_core.flops import at_logits, decoder_flops, forward_flops
 from distill_core.models.config import EncoderConfig
 from distill_core.objective import Objective
-from launcher.flops import decoder_flops, forward_flops, transform_flops
 
 WORDS = {"bf16": 2, "fp32": 4}
 """Bytes of a number."""
@@ -140,15 +141,14 @@ def kept_bytes(stage: TrainedStage) -> int:
 
 
 def teacher_cost(
-    shape: EncoderConfig, request: FeatureRequest, mean_length: float, masked: float, word: int
+    shape: EncoderConfig, request: FeatureRequest, counts: Mapping[Count, float], word: int
 ) -> TeacherCost:
-    """Of one teacher; ``masked``: share of the tokens with logits, ``word``: bytes of a number in the cache."""
-    layers = shape.model_copy(update={"num_hidden_layers": request.deepest(shape.num_hidden_layers)})
-    rows = masked if request.logits else 0.0
+    """Of one teacher; ``counts``: what a step counts for each real token, ``word``: bytes of a number in the cache."""
+    rows = at_logits(request, 1.0).of(counts)
     cached = rows * decoder_flops(shape)
-    write = forward_flops(layers, mean_length, 0.0) + rows * transform_flops(shape)
+    live = forward_flops(shape, request).of(counts)
     numbers = rows * shape.prediction_size + len(request.hidden) * shape.hidden_size
-    return TeacherCost(write + cached, write, cached, word * numbers)
+    return TeacherCost(live, live - cached, cached, word * numbers)
 
 
 def speed_up(live: float, cached: float, live_efficiency: float = 1.0, cached_efficiency: float = 1.0) -> float:

@@ -20,9 +20,8 @@ class Trained:
     """fp32 masters and Adam's moments."""
 
 
-def trained(training: TrainingConfig, ranks: int) -> Trained:
+def trained(training: TrainingConfig, zero: int, ranks: int) -> Trained:
     """ZeRO divides among the ranks: from stage 1 the optimizer state, from 2 the gradients, from 3 the weights."""
-    zero = training.zero_stage
     weights = WORDS[training.precision] / (ranks if zero == 3 else 1)
     optimizer = 8.0 if zero == 0 else 12.0 / ranks
     return Trained(
@@ -39,15 +38,3 @@ def teacher(shape: EncoderConfig, training: TrainingConfig, ranks: int) -> float
     at_once = inner / shape.num_hidden_layers  # the layer that is gathered
     share = inner if training.teacher_sharding == "none" else inner / ranks + at_once
     return WORDS[outside] * (shape.parameters() - inner) + WORDS[training.teacher_runs_in] * share
-
-
-def activations(student: EncoderConfig, training: TrainingConfig) -> float:
-    """Bytes a token that the student keeps for its backward pass.
-
-    About 11 vectors of the hidden width and 2 of the intermediate one a layer (no attention matrix: the kernels
-    recompute it); checkpointed, one vector a layer and one layer whole.
-    """
-    h, layers = student.hidden_size, student.num_hidden_layers
-    whole = 11 * h + 2 * student.intermediate_size
-    vectors = layers * h + whole if training.activation_checkpointing else layers * whole
-    return float(WORDS[training.precision] * vectors)

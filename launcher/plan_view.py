@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_core.config import RunConfig, trained
-from distill_core.frozen import DTYPES
+from configs.errors import ConfigError
+from distill_core.config import RunConfig
 from launcher import devices
 from launcher.launch import ranks as ranks_of
-from launcher.plan import Plan, StagePlan, make_plan
+from launcher.plan import Plan, make_plan
 from launcher.plan_beside import beside_lines
 from launcher.plan_cache import CachePlan, speed_up
+from launcher.plan_fit import fit_table, require_fit, scale_table, this_machine
 from launcher.plan_losses import layered, layers_table, losses_table, table_of
 from launcher.plan_teachers import teachers_table
+from launcher.plan_time import (
+    EFFICIENCY,
+    Speed,
+    last_run_table,
+    measured_steps,
+    network_lines,
+    probe,
+    steps_table,
+    time_lines,
+    units_of,
+)
 from launcher.units import amount, size
-from launcher.watch import duration
-
-EFFICIENCY = 0.4
-"""Share of a plain matrix product's speed that a training step keeps; 0.3 to 0.5 in our runs on CPUs."""
-PROBE_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
-class Speed:
-    """FLOP/s of a plain matrix product on one unit of this machine: a GPU, or a core."""
+class Wanted:
+    """What a plan is to show beside its tables.
 
-    flops: float
-    units: int
-    gpu: bool
-    name: str
+    ``probe``: measure a matrix product; ``measure``: take real steps; ``require_fit``: refuse a run that does not fit;
+    ``counts``: of devices, for a table on paper; ``bandwidth``: bytes/s between two of them.
+    """
+
+    probe: bool = True
+    measure: bool = False
+    require_fit: bool = False
+    counts: tuple[int, ...] = ()
+    bandwidth: float = 25e9
 
 
-def show(config: RunConfig, with_probe: bool, console: Console | None = None) -> None:
-    """Print the plan of ``config``."""
+def show(config: RunConfig, wanted: Wanted, console: Console | None = None) -> None:
+    """Print the plan of ``config``.
+
+    Raises:
+        ConfigError: it does not fit, and must.
+    """
     console = console or Console()
-    plan = make_plan(config, ranks_of(config.launch.processes))
+    ranks = ranks_of(config.launch.processes)
+    plan, device = make_plan(config, ranks), this_machine(ranks, devices.gpus())
     console.print(Text(f"Plan of {plan.name!r} on {plan.ranks} rank{'s' if plan.ranks > 1 else ''}", "bold"))
     for problem in plan.data.problems:
         console.print(Text(f"missing: {problem}", "yellow"))
     for line in data_lines(plan):
         console.print(Text(line))
     layers = [layers_table(stage) for stage in layered(plan.stages)]
-    tables = (models_table(plan), teachers_table(plan), costs_table(plan), memory_table(plan), losses_table(plan))
-    for table in (*tables, *layers):
+    memories = (memory_table(plan), fit_table(plan, device))
+    for table in (models_table(plan), teachers_table(plan), costs_table(plan), *memories, losses_table(plan), *layers):
         if table is not None:
             console.print()
             console.print(table)
-    speeds = [probe(stage, config) for stage in plan.stages] if with_probe else None
-    for shown in cache_tables(plan, speeds):
+    speeds = [probe(stage, config) for stage in plan.stages] if wanted.probe else None
+    for shown in [*cache_tables(plan, speeds), *paper(plan, speeds, wanted)]:
         console.print()
         console.print(shown)
     console.print()
-    for line in [*own_tokens_lines(plan), *beside_lines(config, plan)]:
+    for line in [*own_tokens_lines(plan), *beside_lines(config, plan), *network_lines(plan)]:
         console.print(Text(line))
-    if speeds is not None:
-        for line in time_lines(plan, speeds):
-            console.print(Text(line))
+    for line in [] if speeds is None else time_lines(plan, speeds):
+        console.print(Text(line))
+    steps = measured_steps(config, plan) if wanted.measure else {}
+    for found in (steps_table(plan, steps, speeds), last_run_table(config, plan, steps, speeds)):
+        if found is not None:
+            console.print()
+            console.print(found)
     console.print(Text("All figures but parameters, steps and sequences are estimates.", "dim"))
+    if wanted.require_fit:
+        require_fit(plan, device)
+
+
+def device_counts(text: str) -> tuple[int, ...]:
+    """``1,8,64`` as numbers.
+
+    Raises:
+        ConfigError: something is no number of devices.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ConfigError(f"--devices {text}: give numbers of devices with commas between them, as in 1,8,64,512.")
+    return tuple(map(int, words))
+
+
+def paper(plan: Plan, speeds: list[Speed] | None, wanted: Wanted) -> list[Table]:
+    """The table of other numbers of devices, by what a device here reaches."""
+    if not wanted.counts or speeds is None:
+        return []
+    return [scale_table(plan, wanted.counts, speeds[0].flops * EFFICIENCY, wanted.bandwidth)]
 
 
 # ---------------------------------------------------------------- tables
@@ -123,16 +163,26 @@ def costs_table(plan: Plan) -> Table:
 
 
 def memory_table(plan: Plan) -> Table:
-    """Bytes on one rank, without what Python and the libraries take by themselves."""
-    heads = {"weights": "weights", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
-    heads |= {"activations": "act.", "logits": "logits"}
+    """Bytes on one rank."""
+    heads = {"weights": "student", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
+    heads |= {
+        "activations": "act.",
+        "logits": "logits",
+        "workspace": "work",
+        "process": "process",
+        "loading": "loading",
+    }
     table = table_of("memory", "total", *heads.values())
     for stage in plan.stages:
-        values = [stage.memory.total, *(getattr(stage.memory, part) for part in heads)]
+        memory = stage.memory
+        values = [memory.total, *(getattr(memory, part) for part in heads)]
         table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
-    table.caption = (
-        "on one rank, beside some 0.5 GB for Python and its libraries; act.: activations kept for the backward pass"
-    )
+    table.caption = "on one rank; act., logits: alive at the peak of a micro-step, as simulated"
+    if not plan.stages[0].gpu:
+        table.caption += "; work: kernels; process: Python and its libraries; loading: while teachers are read"
+    alone = [stage.name for stage in plan.stages if not stage.peak.complete]
+    if alone:
+        table.caption += f"; without what the losses of {', '.join(alone)} take by themselves"
     return table
 
 
@@ -178,63 +228,3 @@ def cache_table(name: str, cache: CachePlan, tokens_per_second: float | None) ->
 
 def known(value: float | None, form: Callable[[float], str]) -> str:
     return "?" if value is None else form(value)
-
-
-# ---------------------------------------------------------------- time
-
-
-def probe(stage: StagePlan, config: RunConfig) -> Speed:
-    """A short matrix product of the shape that costs the stage most.
-
-    On a CPU with one thread, times the cores: several threads wait for each other when the machine is busy.
-    """
-    model = stage.teacher if stage.teacher is not None else stage.student
-    training = next(s.training for s in trained(config.stages) if s.name == stage.name)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    dtype = DTYPES[training.precision]
-    rows = min(4096, training.micro_batch_tokens)
-    a = torch.randn(rows, model.hidden_size, device=device).to(dtype)
-    b = torch.randn(model.hidden_size, model.intermediate_size, device=device).to(dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        seconds = _fastest(a, b)
-    finally:
-        torch.set_num_threads(threads)
-    flops = 2.0 * rows * model.hidden_size * model.intermediate_size / seconds
-    if cuda:
-        return Speed(flops, torch.cuda.device_count(), True, torch.cuda.get_device_name(0))
-    return Speed(flops, devices.cores(), False, f"{devices.cores()} CPU cores")
-
-
-def _fastest(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Seconds of the fastest of some products: other work on the machine only adds to it."""
-    fastest, until = float("inf"), time.perf_counter() + PROBE_SECONDS
-    while (began := time.perf_counter()) < until:
-        a @ b
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
-    return fastest
-
-
-def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
-    """The estimate of training time: on a CPU the ranks share all cores, on GPUs each has its own."""
-    seconds = [
-        seconds_of(stage, speed, units_of(plan, speed)) for stage, speed in zip(plan.stages, speeds, strict=True)
-    ]
-    parts = [f"{stage.name} {duration(each)}" for stage, each in zip(plan.stages, seconds, strict=True)]
-    flops = sum(stage.flops for stage in plan.stages)
-    return [
-        f"training: {amount(flops)}FLOP; estimate {duration(sum(seconds))} here ({speeds[0].name}): {', '.join(parts)}",
-        "  + preparation, evaluation and start-up",
-    ]
-
-
-def units_of(plan: Plan, speed: Speed) -> int:
-    return min(plan.ranks, speed.units) if speed.gpu else speed.units
-
-
-def seconds_of(stage: StagePlan, speed: Speed, units: int) -> float:
-    return stage.flops / (speed.flops * EFFICIENCY * units)

@@ -116,6 +116,8 @@ def describe(facts: dict[str, Any]) -> tuple[str, str]:
         words.append(f"loss {facts['loss']:.4g}")
     if facts.get("tokens_per_second") is not None:
         words.append(f"{facts['tokens_per_second']:,.0f} tokens/s")
+    if facts.get("utilization") is not None:
+        words.append(f"{facts['utilization']:.0%} of the peak")
     if facts.get("seconds_left") is not None:
         words.append(f"{duration(facts['seconds_left'])} left")
     return stage, "  ".join(words)

@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.errors import ConfigError
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features, Heads
+from distill_core.flops import Flops, gram_flops, matrix_flops
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
@@ -38,6 +39,10 @@ class HeadsMatch(Term):
         super().__init__(config, student, teacher)
         teacher = taught(config.kind, teacher)
         self.pairs = config.pairs(teacher.num_hidden_layers, student.num_hidden_layers)
+        self.widths = (student.attention_size, teacher.attention_size)
+
+    def flops(self) -> Flops:
+        return matrix_flops(*self.widths, matrices=len(self.pairs))
 
     def needs(self) -> Needs:
         return Needs(
@@ -110,6 +115,14 @@ class AttentionScores(AttentionMatch):
     def __init__(self, config: AttentionScoresConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
         self.form = config.form
+        self.compared = student.num_attention_heads if config.heads == "each" else 1
+
+    def flops(self) -> Flops:
+        """As for long sequences, which take the ``gram`` form, unless the run file wants the other."""
+        if self.form == "direct":
+            return super().flops()
+        mine, theirs = (width // self.compared for width in self.widths)
+        return gram_flops(mine, theirs, self.compared) * len(self.pairs)
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         sums = {}

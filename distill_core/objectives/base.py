@@ -15,6 +15,7 @@ from configs.loader import Config
 from configs.registry import Registry
 from distill_core.batch import Batch, Count
 from distill_core.features import FeatureRequest, Features
+from distill_core.flops import Flops
 from distill_core.models.config import EncoderConfig
 
 OBJECTIVES: Registry[type[Term]] = Registry("loss")
@@ -119,6 +120,13 @@ class Term(nn.Module, ABC):
     def names(self) -> list[str]:
         """The names of the sums that ``forward`` returns; each begins with the term's kind."""
         return [self.kind]
+
+    def flops(self) -> Flops:
+        """Matrix products of forward and backward beside those of the models.
+
+        Here: the term's own parameters, once for each thing that it counts.
+        """
+        return Flops({self.count: 6.0 * sum(p.numel() for p in self.parameters())})
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
+from distill_core.flops import Flops
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
@@ -61,6 +62,9 @@ class Emd(Term):
 
     def needs(self) -> Needs:
         return Needs(FeatureRequest(hidden=frozenset(self.students)), FeatureRequest(hidden=frozenset(self.teachers)))
+
+    def flops(self) -> Flops:
+        return self.project.flops("tokens")
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         mine = [wide(self.project(i, student.hidden[s])) for i, s in enumerate(self.students)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
+from distill_core.flops import Flops
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
@@ -60,6 +61,9 @@ class HiddenMatch(Term):
             FeatureRequest(hidden=frozenset(s for _, s in self.pairs)),
             FeatureRequest(hidden=frozenset(t for t, _ in self.pairs)),
         )
+
+    def flops(self) -> Flops:
+        return self.project.flops(self.count)
 
     def names(self) -> list[str]:
         return [f"{self.kind}/{t}-{s}" for t, s in self.pairs]

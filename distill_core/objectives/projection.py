@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from configs.errors import ConfigError
+from distill_core.batch import Count
+from distill_core.flops import NO_FLOPS, Flops
 
 ProjectionName = Literal["auto", "none", "linear", "relu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -39,7 +41,13 @@ class Projections(nn.Module):
             kind = "none" if student == teacher else "linear"
         self.matches = matches
         maps = 0 if kind == "none" else 1 if shared else matches
+        self.sizes = (student, teacher)
         self.maps = nn.ModuleList(_map(kind, student, teacher) for _ in range(maps))
+
+    def flops(self, count: Count) -> Flops:
+        """Forward and backward of all matches, each at the rows that ``count`` counts."""
+        student, teacher = self.sizes
+        return Flops({count: 6.0 * student * teacher * self.matches}) if self.maps else NO_FLOPS
 
     def forward(self, match: int, hidden: Tensor) -> Tensor:
         """The student's ``hidden`` [..., H_S] as [..., H_T] for match number ``match``."""

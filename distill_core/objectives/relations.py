@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.errors import ConfigError
 from distill_core.batch import Batch
 from distill_core.features import Features, Heads
+from distill_core.flops import Flops
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.attention import HeadsConfig, HeadsMatch, need_equal_heads
@@ -40,6 +41,9 @@ class RelationMatch(HeadsMatch):
     ) -> None:
         super().__init__(config, student, teacher)
         self.parts = {name: weight for name, weight in parts.items() if weight}
+
+    def flops(self) -> Flops:
+        return super().flops() * len(self.parts)
 
     def names(self) -> list[str]:
         return [f"{name}/{part}" for name in super().names() for part in self.parts]

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
+from distill_core.flops import Flops, gram_flops, matrix_flops
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.attention import score_distance
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
@@ -100,6 +101,12 @@ class Nst(Similarity):
     def __init__(self, config: NstConfig, student: EncoderConfig, teacher: EncoderConfig | None) -> None:
         super().__init__(config, student, teacher)
         self.form = config.form
+        self.widths = (student.hidden_size, taught(config.kind, teacher).hidden_size)
+
+    def flops(self) -> Flops:
+        """As for long sequences, which take the ``gram`` form, unless the run file wants the other."""
+        each = matrix_flops(*self.widths, matrices=1) if self.form == "direct" else gram_flops(*self.widths, heads=1)
+        return each * len(self.matches)
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         return {
@@ -141,6 +148,10 @@ class Fsp(Similarity):
         teacher = taught(config.kind, teacher)
         shapes = (student.hidden_size, teacher.hidden_size)
         self.project = Projections(config.projection, config.shared_projection, len(self.matches), *shapes, config.kind)
+
+    def flops(self) -> Flops:
+        width = self.project.sizes[1]
+        return self.project.flops("tokens") + Flops({"tokens": 8.0 * width**2 * len(self.matches)})
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
         sums = {}

@@ -15,7 +15,7 @@ from distill_core.beside import group_of, groups
 from distill_core.config import RunConfig
 from launcher.plan import make_plan
 from launcher.plan_beside import beside_lines, memory_together, saved_flops
-from launcher.plan_view import show
+from launcher.plan_view import Wanted, show
 from tests.distill_core.test_config import RUN, SHAPE
 
 
@@ -95,5 +95,5 @@ def test_the_plan_counts_the_teacher_once(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert beside_lines(apart, before) == []
     out = io.StringIO()
-    show(beside, with_probe=False, console=Console(file=out, width=200))
+    show(beside, Wanted(probe=False), console=Console(file=out, width=200))
     assert "side by side: s0 and s1 share each teacher forward" in out.getvalue()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distill_core.flops import Flops
 from distill_core.monitor import Monitor
 
 TITLE = {"stage": "student", "stage_index": 1, "stages": 3}
@@ -62,8 +63,11 @@ def test_a_resumed_stage_shows_no_step_twice(tmp_path: Path) -> None:
 
 def test_progress_file_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monitor = start(tmp_path)
-    monitor.progress(1, 2.5, 1000.0)
-    monitor.progress(6, 2.0, 1500.0)
+    row = {"loss/total": 2.5, "speed/tokens_per_second": 1000.0}
+    monitor.progress(1, row)
+    row |= {"speed/flops_utilization": 0.424, "speed/useful_tflops": 0.0954, "data/wait_share": 0.012}
+    row |= {"data/padding_share": 0.25, "time/teacher": 0.6, "time/backward": 0.3, "time/other": 0.001}
+    monitor.progress(6, row)
     monitor.close()
     facts = json.loads((tmp_path / "logs" / "progress.json").read_text())
     assert facts["step"] == facts["steps"] == 6
@@ -71,4 +75,16 @@ def test_progress_file_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert facts["seconds_left"] == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("[2/3 student] step 1/6  loss 2.5000  1,000 tokens/s")
-    assert lines[-1].startswith("[2/3 student] step 6/6")
+    assert lines[-1] == (
+        "[2/3 student] step 6/6  loss 2.5000  1,000 tokens/s  42% of the peak (0.0954 useful TFLOP/s)  25% padding  "
+        "1% data wait  teacher 60%, backward 30%  0:00 left"
+    )
+    assert facts["utilization"] == 0.424
+
+
+def test_what_counts_as_useful_is_said(tmp_path: Path) -> None:
+    monitor = start(tmp_path)
+    monitor.useful_flops({"teachers": Flops({"tokens": 2e8, "pairs": 3.0}), "losses": Flops()}, 4e11)
+    monitor.close()
+    text = events(tmp_path).Tensors("useful FLOPs/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| teachers | tokens | 2e+08 |\n| teachers | pairs | 3 |\n\nPeak of all ranks: 0.4 TFLOP/s" in text

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from configs.errors import TrainingError
+from distill_core.batch import Batch, Count
+from distill_core.clock import Clock
 from distill_core.config import FinetuneStage
 from distill_core.engine import Rank, check_finite, check_skipped
-from distill_core.meter import Meter
+from distill_core.flops import Flops
+from distill_core.meter import Meter, resident_gigabytes, slots
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, LossTerms, Objective
@@ -102,13 +107,16 @@ def test_adam_without_bias_correction() -> None:
 
 
 def test_meter_means_over_steps() -> None:
-    meter = Meter(RANK)
+    meter = Meter(RANK, Clock(RANK.device), peak=1e12)
+    padded = Batch.of([[5, 6, 7], [8]], "padded")
     weights = {"kd_ce": 2.0, "hidden_mse/0-0": 0.5}
     for kd, hidden in ((1.0, 4.0), (3.0, 8.0)):
         for _ in range(2):  # two micro-batches, each with half of the step's mean
             shares = {"kd_ce": torch.tensor(kd / 2), "hidden_mse/0-0": torch.tensor(hidden / 2)}
             meter.add(LossTerms({name: (share, weights[name]) for name, share in shares.items()}))
-        meter.end_step({"tokens": torch.tensor(100.0), "masked": torch.tensor(15.0)}, wait=0.5)
+        meter.clock.mark("forward")
+        counts: dict[Count, torch.Tensor] = {"tokens": torch.tensor(100.0), "masked": torch.tensor(15.0)}
+        meter.end_step(counts, 0.5, [padded], Flops({"tokens": 1e6, "masked": 1e8}))
     row = meter.summary()
     assert row["loss/kd_ce"] == pytest.approx(2.0)
     assert row["loss/hidden_mse/0-0"] == pytest.approx(6.0)
@@ -116,7 +124,13 @@ def test_meter_means_over_steps() -> None:
     assert row["loss/total"] == pytest.approx(2.0 * 2.0 + 0.5 * 6.0)
     assert row["data/wait_seconds"] == pytest.approx(0.5)
     assert row["speed/tokens_per_second"] == pytest.approx(200.0 / (2 * row["speed/step_seconds"]))
+    assert row["time/forward"] == pytest.approx(1.0)
+    assert row["data/wait_share"] == pytest.approx(0.5 / row["speed/step_seconds"])
+    assert row["data/padding_share"] == pytest.approx(1 - 4 / 6)  # 3 + 1 tokens in 2 x 3 places
+    assert row["speed/useful_tflops"] == pytest.approx((100e6 + 15e8) / 1e12 / row["speed/step_seconds"])
+    assert row["speed/flops_utilization"] == pytest.approx(row["speed/useful_tflops"])
     assert meter.steps == 0 and meter.sums == {}
+    assert slots(Batch.of([[5, 6, 7], [8]], "runs")) == 4
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
@@ -130,3 +144,15 @@ def test_too_many_skipped_steps_end_the_run() -> None:
     check_skipped(3, 3, "student", 9)
     with pytest.raises(TrainingError, match=r"Stage 'student', step 9: the last 4 steps were left out"):
         check_skipped(4, 3, "student", 9)
+
+
+def test_peak_memory_is_this_process_alone() -> None:
+    """Of a process that was started out of a large one, ``getrusage`` tells the large one's peak."""
+    ballast = bytearray(300_000_000)
+    code = "from distill_core.meter import resident_gigabytes as r; import resource; print(r('VmHWM'), r('VmRSS'), "
+    code += "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    peak, now, counted = map(float, out.split())
+    ours = resident_gigabytes("VmRSS")
+    assert len(ballast) and 0.02 < now <= peak <= counted * 1.001
+    assert resident_gigabytes("VmHWM") >= ours > 0.3

@@ -11,50 +11,33 @@ import pytest
 from rich.console import Console
 
 from configs.errors import ConfigError
+from distill_core.batch import Count
 from distill_core.config import TrainingConfig
+from distill_core.features import MASKED_LOGITS
+from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import devices, plan, plan_view, units
+from launcher import devices, plan_time, plan_view, units
 from launcher.plan import make_plan
+from launcher.plan_memory import Memory
+from launcher.plan_view import Wanted
 from launcher.runfile import open_run
 
 TINY = EncoderConfig(vocab_size=21128, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
-
-
-def test_forward_flops_by_hand() -> None:
-    # a layer: 2 x (4 x 16 + 2 x 64) for the matrices, 4 x 4 x 10 for scores and mixing over 10 tokens
-    # the head at a tenth of the tokens: 2 x (16 + 4 x 21128) / 10
-    assert plan.forward_flops(TINY, mean_length=10, masked=0.1) == pytest.approx(2 * (384 + 160) + 16905.6)
 
 
 def training(**values: Any) -> TrainingConfig:
     return TrainingConfig(**({"steps": 1, "global_batch_size": 1, "precision": "bf16"} | values))
 
 
-@pytest.mark.parametrize(
-    ("zero", "precision", "weights", "gradients", "optimizer"),
-    [
-        (0, "fp32", 4, 4, 8),
-        (1, "fp32", 4, 4, 3),
-        (1, "bf16", 2, 4, 3),
-        (2, "bf16", 2, 1, 3),
-        (3, "bf16", 0.5, 1, 3),
-    ],
-)
-def test_memory_by_zero_stage(zero: int, precision: str, weights: float, gradients: float, optimizer: float) -> None:
-    found = plan.memory(TINY, [], 1000, training(zero_stage=zero, precision=precision), 100, 0.15, ranks=4)
-    assert (found.weights, found.gradients, found.optimizer) == (weights * 1000, gradients * 1000, optimizer * 1000)
-    assert found.teacher == 0
-
-
-def test_memory_of_a_step_by_hand() -> None:
-    found = plan.memory(TINY, [TINY], 1000, training(), tokens=100, masked=0.15, ranks=1)
-    assert found.teacher == 2 * TINY.parameters()
-    student, teacher = 100 * 2 * 2 * (11 * 4 + 2 * 16), 100 * 2 * (6 * 4 + 2 * 16)
-    assert found.activations == student + teacher
-    assert found.logits == 21128 * 15 * (2 + 12) + 21128 * 15 * (2 + 4)
-    assert found.total == pytest.approx(
-        found.weights + found.gradients + found.optimizer + found.teacher + found.activations + found.logits
+def test_memory_by_hand() -> None:
+    found = Memory(
+        1.0, 2.0, 3.0, 4.0, activations=100.0, logits=50.0, workspace=1.0, process=1000.0, loading=121.0, tokens=10
     )
+    assert (found.lasting, found.total) == (10.0, 1161.0)
+    assert found.at(20).total == 1311.0
+    assert found.at(2).total == 1121.0  # less than what loading takes
+    assert found.most_tokens(1161.0) == 10.0
+    assert found.most_tokens(1000.0) == 0.0
 
 
 # ---------------------------------------------------------------- a whole run
@@ -94,12 +77,12 @@ def test_stages_by_hand(prepared: Path) -> None:
     assert found.data.sequences is not None
     assert student.epochs == pytest.approx(8 / found.data.sequences)
     assert student.micro_steps == -(-4 * found.data.mean_length // 64)
-    length, rate = found.data.mean_length, 0.15
+    counts: dict[Count, float] = {"tokens": 1.0, "pairs": found.data.mean_length, "masked": 0.15}
     assert student.teacher is not None
     assert student.flops_per_token == pytest.approx(
-        3 * plan.forward_flops(student.student, length, rate)
-        + plan.forward_flops(student.teacher, length, rate)
-        + 6 * student.projections
+        3 * forward_flops(student.student, MASKED_LOGITS).of(counts)
+        + forward_flops(student.teacher, MASKED_LOGITS).of(counts)
+        + 6 * 2 * 16 * 32
     )
     trained = student.student.parameters() + student.projections
     assert student.checkpoint_bytes == 12 * trained * 3 + 4 * student.student.parameters()
@@ -173,7 +156,7 @@ def test_what_is_missing_is_said_and_the_plan_made(prepared: Path) -> None:
 
 def shown(prepared: Path, probe: bool, *words: str, width: int = 80) -> str:
     out = io.StringIO()
-    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=width))
+    plan_view.show(open_run(str(prepared), words), Wanted(probe), Console(file=out, width=width))
     return out.getvalue()
 
 
@@ -258,14 +241,14 @@ def test_copied_layers_are_drawn(prepared: Path) -> None:
 
 
 def test_the_estimate_of_time(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_view, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(plan_time, "PROBE_SECONDS", 0.02)
     assert "estimate 0:00 here" in shown(prepared, True)
 
 
 def test_seconds_by_hand(prepared: Path) -> None:
     stage = make_plan(open_run(str(prepared)), 1).stages[0]
-    speed = plan_view.Speed(stage.flops, 2, False, "2 CPU cores")
-    assert plan_view.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_view.EFFICIENCY))
+    speed = plan_time.Speed(stage.flops, 2, False, "2 CPU cores")
+    assert plan_time.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_time.EFFICIENCY))
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from distill_core.batch import Count
 from distill_core.features import MASKED_LOGITS, FeatureRequest
+from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
-from launcher import plan_view
-from launcher.flops import forward_flops
+from launcher import plan_time, plan_view
 from launcher.plan import StagePlan, make_plan
 from launcher.plan_cache import CachePlan, TeacherCost, speed_up, teacher_cost
+from launcher.plan_view import Wanted
 from launcher.runfile import open_run
 
 BASE = ModelConfig(preset="roberta-wwm-ext").resolve()
 TINY = EncoderConfig(vocab_size=100, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+LONG: dict[Count, float] = {"tokens": 1, "pairs": 512, "masked": 0.15}
+SHORT: dict[Count, float] = {"tokens": 1, "pairs": 10, "masked": 0.5}
 
 
 # ---------------------------------------------------------------- one teacher
@@ -27,30 +31,30 @@ TINY = EncoderConfig(vocab_size=100, hidden_size=4, num_hidden_layers=2, num_att
 
 def test_bytes_of_a_token() -> None:
     """768 numbers of 2 bytes at 15 % of the tokens; seven hidden states at all of them."""
-    vectors = teacher_cost(BASE, MASKED_LOGITS, 512, 0.15, word=2)
+    vectors = teacher_cost(BASE, MASKED_LOGITS, LONG, word=2)
     assert vectors.bytes == pytest.approx(230.4)
     seven = FeatureRequest(hidden=frozenset({0, 2, 4, 6, 8, 10, 12}))
-    assert teacher_cost(BASE, seven, 512, 0.15, word=2).bytes == 10752
-    assert teacher_cost(BASE, seven | MASKED_LOGITS, 512, 0.15, word=4).bytes == pytest.approx(2 * (10752 + 230.4))
+    assert teacher_cost(BASE, seven, LONG, word=2).bytes == 10752
+    assert teacher_cost(BASE, seven | MASKED_LOGITS, LONG, word=4).bytes == pytest.approx(2 * (10752 + 230.4))
 
 
 def test_flops_by_hand() -> None:
     # a layer: 2 x (4 x 16 + 2 x 64) and 4 x 4 x 10; the head at half of the tokens: transform 2 x 16, decoder 2 x 400
-    both = teacher_cost(TINY, MASKED_LOGITS, mean_length=10, masked=0.5, word=2)
+    both = teacher_cost(TINY, MASKED_LOGITS, SHORT, word=2)
     assert (both.write, both.cached, both.live) == (2 * 544 + 16, 400, 2 * 544 + 416)
-    assert both.live == forward_flops(TINY, 10, 0.5)
-    first = teacher_cost(TINY, FeatureRequest(hidden=frozenset({0, 1})), 10, 0.5, word=4)
+    assert both.live == forward_flops(TINY, MASKED_LOGITS).of(SHORT)
+    first = teacher_cost(TINY, FeatureRequest(hidden=frozenset({0, 1})), SHORT, word=4)
     assert (first.write, first.cached, first.live, first.bytes) == (544, 0, 544, 32)
     narrow = TINY.model_copy(update={"family": "electra", "embedding_size": 2})
-    assert teacher_cost(narrow, MASKED_LOGITS, 10, 0.5, 2).bytes == 0.5 * 2 * 2
-    assert teacher_cost(TINY, FeatureRequest(), 10, 0.5, 2) == TeacherCost(0, 0, 0, 0)
+    assert teacher_cost(narrow, MASKED_LOGITS, SHORT, 2).bytes == 0.5 * 2 * 2
+    assert teacher_cost(TINY, FeatureRequest(), SHORT, 2) == TeacherCost(0, 0, 0, 0)
 
 
 def test_the_figures_of_a_published_pair() -> None:
     """RoBERTa-wwm-ext -> MiniRBT-H256 on 5.4 G tokens of length 512, read 39 times; shares of the peak on paper."""
-    cost = teacher_cost(BASE, MASKED_LOGITS, 512, 0.15, word=2)
+    cost = teacher_cost(BASE, MASKED_LOGITS, LONG, word=2)
     assert cost.live == pytest.approx(189e6 + 5.0e6, rel=0.002)
-    student = 3 * forward_flops(ModelConfig(preset="minirbt-h256").resolve(), 512, 0.15)
+    student = 3 * forward_flops(ModelConfig(preset="minirbt-h256").resolve(), MASKED_LOGITS).of(LONG)
     assert student == pytest.approx(39e6 + 4.9e6, rel=0.04)
     found = CachePlan(False, None, cost, student, tokens=5.4e9, epochs=39, views=4)
     assert found.view_bytes == pytest.approx(1.24e12, rel=0.005)
@@ -117,13 +121,13 @@ def test_stages_of_a_run(prepared: Path) -> None:
 
 def shown(prepared: Path, *words: str, probe: bool = False) -> str:
     out = io.StringIO()
-    plan_view.show(open_run(str(prepared), words), probe, Console(file=out, width=80))
+    plan_view.show(open_run(str(prepared), words), Wanted(probe), Console(file=out, width=80))
     assert max(len(line) for line in out.getvalue().splitlines()) <= 80
     return " ".join(out.getvalue().split())
 
 
 def test_the_table(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_view, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(plan_time, "PROBE_SECONDS", 0.02)
     text = shown(prepared, "stages.student.training.steps=200", probe=True)
     assert "student: teacher live cached" in text
     assert "275B/token" in text and "2 mask views" in text and "(pays from 2)" in text

@@ -83,6 +83,7 @@ def test_a_terminal_has_a_live_line(tmp_path: Path) -> None:
 
 def test_describe_what_is_known() -> None:
     assert describe(FACTS) == ("student (2/3)", "loss 3.142  12,346 tokens/s  2:05 left")
+    assert describe({**FACTS, "utilization": 0.42})[1].split("  ")[2] == "42% of the peak"
     assert describe({"stage": "x"}) == ("x", "")
     assert describe({}) == ("", "")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from configs.loader import PACKAGED, differences, identity, load, read_tree
 from distill_core.config import RunConfig
 from launcher.plan import Plan, make_plan
-from launcher.plan_view import show
+from launcher.plan_view import Wanted, show
 
 RECIPES = sorted(path.stem for path in (PACKAGED / "recipes").glob("*.yaml"))
 
@@ -49,7 +49,7 @@ def test_a_plan_needs_no_network(recipe: str, mode: str | None, monkeypatch: pyt
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     config, out = read(recipe, mode), io.StringIO()
-    show(config, with_probe=False, console=Console(file=out, width=100))
+    show(config, Wanted(probe=False), console=Console(file=out, width=100))
     for stage in config.stages:
         assert stage.name in out.getvalue()
         for loss in getattr(stage, "objective", []):

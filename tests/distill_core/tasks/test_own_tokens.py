@@ -32,7 +32,7 @@ from distill_core.stage import stage_identity
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.load import read_task
 from distill_core.tasks.own_tokens import kind_of, own_tokenizers, with_own_tokens
-from launcher.plan_view import show
+from launcher.plan_view import Wanted, show
 from tests.distill_core.evaluate.reference import write_lines
 from tests.distill_core.tasks.test_stages import SHAPE, TRAINING, done, losses, run, sentences
 
@@ -221,13 +221,13 @@ def test_the_same_vocabulary_is_read_once(world: World, tmp_path: Path) -> None:
 @pytest.mark.chain
 def test_the_plan_says_who_reads_what(world: World, tmp_path: Path) -> None:
     out = Console(width=400, record=True, file=io.StringIO())
-    show(world.config(tmp_path, "bpe"), with_probe=False, console=out)
+    show(world.config(tmp_path, "bpe"), Wanted(probe=False), console=out)
     text = out.export_text()
     assert "data: no corpus, all stages read labelled rows" in text
     assert f"student: the rows are tokenised a second time for {world.teachers['bpe']} (bpe, 900 entries)" in text
     refused = world.config(tmp_path, "bpe", objective=[{"kind": "hidden_mse", "layers": "last"}])
     with pytest.raises(ConfigError, match="hidden_mse compares the two token by token"):
-        show(refused, with_probe=False, console=out)
+        show(refused, Wanted(probe=False), console=out)
 
 
 # ---------------------------------------------------------------- what does not

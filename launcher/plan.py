@@ -35,6 +35,7 @@ from distill_core.load import objectives
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig, ModelConfig, presets
 from distill_core.objective import Objective
+from distill_core.objectives.logits import MOST_ROWS
 from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
 from distill_core.tasks.rows import RowCounts, read_rows
 from distill_core.training import TrainingConfig
@@ -385,7 +386,7 @@ def memory(
     """
     zero, word = training.zero_stage, 2 if training.precision == "bf16" else 4
     h, f = student.hidden_size, student.intermediate_size
-    rows = tokens * masked
+    rows = min(tokens * masked, MOST_ROWS)
     teacher_logits = sum(t.vocab_size * rows * (word + 4) for t in teachers)
     passing = max((tokens * word * (6 * t.hidden_size + 2 * t.intermediate_size) for t in teachers), default=0.0)
     return Memory(

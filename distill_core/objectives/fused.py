@@ -27,17 +27,25 @@ Data = tuple[Tensor | None, ...]
 """What a loss knows about each row, [M, ...]."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decoding:
     """Vectors [M, P] and their decoder while its weights are there; ``weights`` None: the vectors are the logits."""
 
     vectors: Tensor
     weights: Weights | None
+    whole: Tensor | None = None
+    """The logits of all rows, once they have been asked for in one chunk: a rule's first pass is then no second one."""
 
     @torch.no_grad()
     def logits(self, first: int, last: int) -> Tensor:
         """[last - first, V] in fp32 (fp64 is kept); not to be written into."""
-        rows = self.vectors[first:last]
+        if last - first < len(self.vectors):
+            return self._made(self.vectors[first:last])
+        if self.whole is None:
+            self.whole = self._made(self.vectors)
+        return self.whole
+
+    def _made(self, rows: Tensor) -> Tensor:
         return wide(rows) if self.weights is None else self.weights.wide_logits(rows)
 
 
@@ -93,7 +101,7 @@ def fused(parts: Sequence[Part], mine: Decoding, theirs: Sequence[Decoding], siz
         The sum of factor times sum, a scalar with gradient; and the sums, [parts], without.
     """
     given = (mine.vectors, *((None, None, None) if mine.weights is None else mine.weights))
-    total, sums = _Fused.apply(parts, theirs, size, *given)  # type: ignore[no-untyped-call]
+    total, sums = _Fused.apply(parts, mine, theirs, size, *given)  # type: ignore[no-untyped-call]
     return total, sums
 
 
@@ -102,15 +110,14 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any,
         parts: Sequence[Part],
+        mine: Decoding,
         theirs: Sequence[Decoding],
         size: int,
         vectors: Tensor,
-        words: Tensor | None,
-        bias: Tensor | None,
-        extra: Tensor | None,
+        *weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        weights = None if words is None or bias is None else Weights(words, bias, extra)
-        mine, gradient = Decoding(vectors, weights), _Gradient(vectors, weights, ctx.needs_input_grad[3:])
+        """``vectors``, ``weights``: of ``mine``, here for autograd to know of them."""
+        gradient = _Gradient(vectors, mine.weights, ctx.needs_input_grad[4:])
         scalar = wide(vectors.new_zeros(()))
         # In units of the largest factor, so that products in 16 bits do not underflow.
         unit = torch.stack([part.factor.abs() for part in parts]).amax().clamp(min=1e-30)
@@ -146,7 +153,7 @@ class _Fused(torch.autograd.Function):
             one: Tensor = next(left)
             return one.mul_(scale.to(one.dtype)).to(dtype)
 
-        return None, None, None, *(None if dtype is None else scaled(dtype) for dtype in ctx.dtypes)
+        return None, None, None, None, *(None if dtype is None else scaled(dtype) for dtype in ctx.dtypes)
 
 
 class _Gradient:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_core.features import Rows
+from distill_core.decoder import Rows
 from distill_core.models.attention import AttentionLayout, Kernel, layout
 from distill_core.references.reference import References
 

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from data_prep.corpus import Corpus, Ints, offsets_of, spread
 from distill_core.batch import Batch
 from distill_core.cache_store import Contents, Precision, StoredViews, ViewStore, hidden_file, to_numpy
 from distill_core.data import CorpusSource, Loader, cut
+from distill_core.decoder import LogitsOnDemand
 from distill_core.engine import Rank
-from distill_core.features import FeatureRequest, Features
+from distill_core.features import MASKED_LOGITS, FeatureRequest, Features
 from distill_core.flops import Flops, at_logits, decoder_flops
 from distill_core.models.attention import Kernel
 from distill_core.models.encoder import Encoder
@@ -124,7 +126,8 @@ class CachedTeacher(nn.Module):
         features = Features({i: stored.hidden[i].to(dtype) for i in wanted.hidden})
         if wanted.logits:
             assert wanted.logits == {"masked"} and stored.vectors is not None
-            features.logits["masked"] = self.predictions.decode(stored.vectors.to(dtype), self.words)
+            decoder = partial(self.predictions, self.words)
+            features.logits = LogitsOnDemand({"masked": stored.vectors.to(dtype)}, decoder)
         return features
 
 
@@ -252,14 +255,11 @@ def _length(store: ViewStore, name: str, block: int) -> int:
 
 def outputs(teacher: Teacher, batch: Batch, contents: Contents) -> dict[str, Tensor]:
     """What is kept of a batch, by file name."""
-    encoder = teacher.encoder
-    assert isinstance(encoder, Encoder)
-    last = frozenset() if contents.vectors is None else frozenset({encoder.config.num_hidden_layers})
-    features = teacher(batch, FeatureRequest(hidden=frozenset(contents.hidden) | last))
+    masked = MASKED_LOGITS.logits if contents.vectors is not None else frozenset()
+    features = teacher(batch, FeatureRequest(hidden=frozenset(contents.hidden), logits=masked))
     found = {hidden_file(i): features.hidden[i] for i in contents.hidden}
-    if contents.vectors is not None:
-        (layer,) = last
-        found["vectors.bin"] = encoder.cls.predictions.transform(features.hidden[layer][batch.at("masked")])
+    if masked:
+        found["vectors.bin"] = features.undecoded("masked").vectors
     return found
 
 

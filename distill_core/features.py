@@ -6,18 +6,17 @@ layer i; the attention of layer i (1-based) is what layer i computes from hidden
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from distill_core.decoder import LogitsOnDemand, Rows, Undecoded
 from distill_core.models.attention import AttentionLayout
 
 if TYPE_CHECKING:
     from distill_core.batch import Batch
-
-Rows = Literal["masked", "all", "sampled"]
-"""Which rows of the stream: the masked ones, every one, or a keyed sample of them (data.py)."""
 
 
 class Heads(NamedTuple):
@@ -73,14 +72,15 @@ MASKED_LOGITS = FeatureRequest(logits=frozenset({"masked"}))
 class Features:
     """What was asked for.
 
-    ``hidden[i]``: [N, H]; ``heads[i]``: three times [N, A, H / A]; ``logits[rows]``: [M, V] in the stream's order;
-    ``pooled``: [B, H]; ``task``: [B, C] for labels of sequences, [N, C] for labels of tokens. ``layout``: of a teacher
-    that read its own tokens: where the batch's sequences lie in its stream, of another N.
+    ``hidden[i]``: [N, H]; ``heads[i]``: three times [N, A, H / A]; ``logits[rows]``: [M, V] in the stream's order, of a
+    model multiplied out when looked up, so that losses take :meth:`undecoded`; ``pooled``: [B, H]; ``task``: [B, C] for
+    labels of sequences, [N, C] for labels of tokens. ``layout``: of a teacher that read its own tokens: where the
+    batch's sequences lie in its stream, of another N.
     """
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Heads] = field(default_factory=dict)
-    logits: dict[Rows, Tensor] = field(default_factory=dict)
+    logits: Mapping[Rows, Tensor] = field(default_factory=dict)
     pooled: Tensor | None = None
     task: Tensor | None = None
     layout: AttentionLayout | None = None
@@ -88,3 +88,9 @@ class Features:
     def where(self, batch: Batch) -> AttentionLayout:
         """Where the sequences of ``batch`` lie in the stream that these are features of."""
         return batch.layout if self.layout is None else self.layout
+
+    def undecoded(self, rows: Rows) -> Undecoded:
+        """The factors of ``logits[rows]``."""
+        if isinstance(self.logits, LogitsOnDemand):
+            return self.logits.undecoded[rows]
+        return Undecoded(self.logits[rows], None)

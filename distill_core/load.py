@@ -7,6 +7,8 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from configs.errors import ConfigError, DataError
 from data_prep.corpus import Corpus
 from data_prep.tokenizer import open_tokenizer
@@ -233,11 +235,24 @@ def check_heads(module: Distillation, models: Models, who: str) -> None:
                 "asks for its vocabulary logits. Use a teacher with its head, train one with a `pretrain` stage that "
                 "starts from it, or drop that term."
             )
+        if needs.logits and not finite_decoder(teacher.model):
+            raise DataError(
+                f"{who}: the word embeddings or the masked-LM head of the teacher {teacher.source} hold values that "
+                "are not finite, and so would all its vocabulary logits. Its weights are damaged; copy them again."
+            )
         if needs.task and not isinstance(teacher.model, TaskModel):
             raise DataError(
                 f"{who}: the objective asks for the answers of the teacher {teacher.source} to the task, but it has no "
                 "head for one. Fine-tune it first with a stage of kind finetune, and name that stage as the teacher."
             )
+
+
+def finite_decoder(model: StageModel) -> bool:
+    """Whether its vocabulary logits are finite wherever the vectors that enter the decoder are."""
+    if not isinstance(model, Encoder):
+        return True
+    parameters = [model.bert.embeddings.word_embeddings.weight, *model.cls.predictions.parameters()]
+    return all(bool(torch.isfinite(p.sum(dtype=torch.float32))) for p in parameters)
 
 
 def check_vocabulary(shape: EncoderConfig, source: str, corpus: Corpus, who: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from distill_core.flops import Flops, forward_flops, total
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import Needs, Schedule, TermConfig, value_at
+from distill_core.objectives.logits import Share, VocabularyTerm, weighted
 from distill_core.tasks.model import StageModel
 
 
@@ -23,22 +24,19 @@ from distill_core.tasks.model import StageModel
 class LossTerms:
     """One micro-batch's losses.
 
-    ``parts``: by name: the loss's share of its global mean (scalar with gradient) and its weight at this step.
+    ``parts``: by name: the loss's share of its global mean (a scalar) and its weight at this step. Shares carry their
+    gradient, but for those named in ``fused``, whose weighted sum ``fused_total`` does (objectives/fused.py).
     """
 
     parts: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
-
-    def add(self, name: str, share: Tensor, weight: float) -> None:
-        self.parts[name] = (share, weight)
-
-    def update(self, other: LossTerms) -> None:
-        self.parts |= other.parts
+    fused: frozenset[str] = frozenset()
+    fused_total: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
         """The weighted sum, with gradient."""
-        weighted = [weight * share for share, weight in self.parts.values()]
-        return functools.reduce(operator.add, weighted)
+        weighted = [weight * share for name, (share, weight) in self.parts.items() if name not in self.fused]
+        return functools.reduce(operator.add, weighted + ([] if self.fused_total is None else [self.fused_total]))
 
 
 class Objective(nn.Module):
@@ -103,13 +101,43 @@ class Objective(nn.Module):
     def forward(
         self, student: Features, teacher: Features, batch: Batch, counts: dict[Count, Tensor], progress: float
     ) -> LossTerms:
-        losses = LossTerms()
-        for place, term in enumerate(self.terms):
-            weight = self.shares[place] * value_at(self.weights[place], progress)
+        return losses_of([self], student, [teacher], batch, counts, progress)
+
+
+def losses_of(
+    objectives: Sequence[Objective],
+    student: Features,
+    teachers: Sequence[Features],
+    batch: Batch,
+    counts: dict[Count, Tensor],
+    progress: float,
+    counted: Callable[[str], bool] = lambda name: True,
+) -> LossTerms:
+    """All losses of some objectives; those on vocabulary logits together, since they look at the same ones.
+
+    ``counted``: by name: whether a loss has its weight, or weight 0.
+    """
+    parts: dict[str, tuple[Tensor, float]] = {}
+    shares: dict[str, Share] = {}
+    for objective, teacher in zip(objectives, teachers, strict=True):
+        for place, term in enumerate(objective.terms):
+            weight = objective.shares[place] * value_at(objective.weights[place], progress)
+            label, kind, count = objective.labels[place], objective.kinds[place], counts[term.count]  # type: ignore[index]
+            if isinstance(term, VocabularyTerm):
+                weight = weight if counted(label) else 0.0
+                parts[label] = (count, weight)  # keeps its place in the order
+                shares[label] = Share(term, teacher, weight / count.double())
+                continue
             for name, value in term(student, teacher, batch, progress).items():
-                share = value / counts[term.count]  # type: ignore[index]
-                losses.add(self.labels[place] + name.removeprefix(self.kinds[place]), share, weight)
-        return losses
+                name = label + name.removeprefix(kind)
+                parts[name] = (value / count, weight if counted(name) else 0.0)
+    if not shares:
+        return LossTerms(parts)
+    total, sums = weighted(list(shares.values()), student, batch, progress)
+    for name, share in shares.items():
+        count, weight = parts[name]
+        parts[name] = (sums[share.term] / count, weight)
+    return LossTerms(parts, frozenset(shares), total)
 
 
 class Distillation(nn.Module):
@@ -137,10 +165,12 @@ class Distillation(nn.Module):
     ) -> LossTerms:
         """Losses of one batch; ``teachers``: the features of each teacher, [Features()] where there is none."""
         features = self.student(batch, self.request)
-        losses = LossTerms()
-        for objective, teacher in zip(self.objectives, teachers, strict=True):
-            losses.update(objective(features, teacher, batch, counts, progress))
-        return losses
+        counted = self.counted(progress)
+        return losses_of(self.objectives, features, teachers, batch, counts, progress, counted)  # type: ignore[arg-type]
+
+    def counted(self, progress: float) -> Callable[[str], bool]:
+        """By its name: whether a loss is trained at the share ``progress`` of the stage's steps, or has weight 0."""
+        return lambda name: True
 
 
 class Teacher(nn.Module):

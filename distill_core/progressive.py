@@ -11,7 +11,7 @@ partitions then see the same parameters at each step.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -148,8 +148,8 @@ class ProgressiveDistillation(Distillation):
     ) -> LossTerms:
         step = round(progress * self.steps)
         self.frozen = self.schedule.frozen(step) if self.training else 0
-        losses = super().forward(batch, teachers, counts, progress)
-        trained = {name: self.schedule.counts(layer, step) for name, layer in self.matched.items()}
-        return LossTerms(
-            {name: (share, weight if trained[name] else 0.0) for name, (share, weight) in losses.parts.items()}
-        )
+        return super().forward(batch, teachers, counts, progress)
+
+    def counted(self, progress: float) -> Callable[[str], bool]:
+        step = round(progress * self.steps)
+        return lambda name: self.schedule.counts(self.matched[name], step)

@@ -28,8 +28,9 @@ def tensors(features: Features, batch: Batch) -> Iterator[tuple[str, Tensor, Ten
     for layer, heads in features.heads.items():
         for name, values in zip(heads._fields, heads, strict=True):
             yield f"{name} of layer {layer}", values, None
-    for rows, logits in features.logits.items():
-        yield f"vocabulary logits ({rows} rows)", logits, batch.at(rows)
+    for rows in features.logits:
+        # Of a model: what enters the decoder; the decoder's own weights are looked at when the teacher is loaded.
+        yield f"vocabulary logits ({rows} rows)", features.undecoded(rows).vectors, batch.at(rows)
     if features.pooled is not None:
         yield "pooler's output", features.pooled, None
     if features.task is not None:

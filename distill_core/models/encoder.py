@@ -6,11 +6,15 @@ decoder is tied to the word embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_core.batch import Batch
+from distill_core.decoder import LogitsOnDemand, Rows, Weights
 from distill_core.features import FeatureRequest, Features, Heads
 from distill_core.models.bottleneck import BottleneckLayer
 from distill_core.models.config import EncoderConfig
@@ -77,15 +81,12 @@ class Predictions(nn.Module):
         if self.extra:  # MobileBERT's embeddings are narrower than its head: columns of the decoder of their own
             self.dense = nn.Linear(config.vocab_size, self.extra, bias=False)
 
-    def forward(self, x: Tensor, word_embeddings: nn.Embedding) -> Tensor:
-        return self.decode(self.transform(x), word_embeddings)
+    def forward(self, words: nn.Embedding, vectors: Tensor, use: Callable[[Tensor, Weights], Any]) -> Any:
+        """``use`` of vectors that the transform has put out, [M, prediction size], and of the decoder's weights.
 
-    def decode(self, x: Tensor, word_embeddings: nn.Embedding) -> Tensor:
-        """Vocabulary logits [M, V] of vectors that the transform has put out, [M, prediction size]."""
-        if not self.extra:
-            return F.linear(x, word_embeddings.weight, self.bias)
-        words, rest = x[:, : -self.extra], x[:, -self.extra :]
-        return F.linear(words, word_embeddings.weight, self.bias) + rest.matmul(self.dense.weight)
+        A call of the module, so that with ZeRO 3 the weights are gathered for ``use`` and for nothing else.
+        """
+        return use(vectors, Weights(words.weight, self.bias, self.dense.weight if self.extra else None))
 
 
 class Head(nn.Module):
@@ -140,12 +141,16 @@ class Encoder(nn.Module):
         return self.bert.pooler(x[batch.layout.starts])  # type: ignore[no-any-return]
 
     def _logits(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features) -> None:
-        """Vocabulary logits at the wanted rows; rows that are wanted twice are computed once."""
-        words = self.bert.embeddings.word_embeddings
-        everywhere = self.cls.predictions(x, words) if "all" in request.logits else None
+        """The vectors that enter the decoder at the wanted rows; rows that are wanted twice are computed once."""
+        if not request.logits:
+            return
+        head = self.cls.predictions
+        everywhere = head.transform(x) if "all" in request.logits else None
+        vectors: dict[Rows, Tensor] = {}
         for kind in request.logits:
             rows = batch.at(kind)
             if everywhere is not None:
-                features.logits[kind] = everywhere if rows is None else everywhere[rows]
+                vectors[kind] = everywhere if rows is None else everywhere[rows]
             else:
-                features.logits[kind] = self.cls.predictions(x[rows], words)
+                vectors[kind] = head.transform(x[rows])
+        features.logits = LogitsOnDemand(vectors, partial(head, self.bert.embeddings.word_embeddings))

@@ -13,13 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from distill_core.batch import Batch
+from distill_core.decoder import wide
 from distill_core.features import FeatureRequest, Features
 from distill_core.flops import Flops
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.projection import ProjectionName, Projections
-from distill_core.objectives.tiles import wide
 
 
 class EmdConfig(TermConfig):

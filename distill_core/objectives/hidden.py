@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill_core.batch import Batch
+from distill_core.decoder import wide
 from distill_core.features import FeatureRequest, Features
 from distill_core.flops import Flops
 from distill_core.models.attention import AttentionLayout
@@ -16,7 +17,6 @@ from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.layers import LayerMap, layer_pairs
 from distill_core.objectives.projection import ProjectionName, Projections
-from distill_core.objectives.tiles import wide
 
 
 class MatchConfig(TermConfig):

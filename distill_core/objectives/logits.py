@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from configs.errors import ConfigError
 from distill_core.batch import Batch, Count
-from distill_core.features import MASKED_LOGITS, FeatureRequest, Features, Rows
+from distill_core.decoder import Rows, wide
+from distill_core.features import MASKED_LOGITS, FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, taught, value_at
+from distill_core.objectives.fused import CUDA_CHUNKS, Data, Decoding, Part, chunks, fused, opened
 from distill_core.objectives.soft_targets import TemperatureRule, cwsm, flsw, made_fair, row_temperatures, shifted
-from distill_core.objectives.tiles import wide
 
-CHUNK = 2048
-"""Rows whose fp32 copies exist at a time; more than one chunk is computed again in the backward pass."""
+CHUNK = 256
+"""Rows whose logits exist at a time (on a CPU; see fused.py): 22 MB in fp32, which malloc hands out again and again."""
+MOST_ROWS = CHUNK * CUDA_CHUNKS
 
-Chunk = tuple[Tensor, Tensor, Tensor | None]
-"""Student's and teacher's logits [rows, V] and, for the probability shift, the gold labels [rows]."""
+Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Passes over all rows: student's and teacher's logits of some of them, [rows, V] in fp32, not to be written into."""
 
 COUNTED: dict[Rows, Count] = {"masked": "masked", "all": "tokens", "sampled": "sampled"}
 
@@ -73,11 +74,88 @@ class LogitsConfig(TermConfig):
         return self.model_copy(update={"fair_pairs": pairs})
 
 
-class LogitsMatch(Term):
-    """What the losses between logits have in common: rows, temperatures, the teacher's targets, and chunks.
+class VocabularyTerm(Term):
+    """A loss on vocabulary logits: what :func:`fused.fused` has to know of it, beside its ``count``."""
+
+    positions: Rows
+
+    @abstractmethod
+    def data(self, batch: Batch, progress: float, mine: Tensor, pairs: Pairs) -> Data:
+        """What it knows about each row, [M, ...]; without gradient.
+
+        Args:
+            mine: the student's vectors [M, P], for device and precision.
+            pairs: multiplies with both decoders: for what must be known of all rows before the loss of the first.
+        """
+
+    @abstractmethod
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+        """See :class:`fused.LogitsLoss`."""
+
+    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+        total, _ = weighted([Share(self, teacher, torch.ones((), device=batch.ids.device))], student, batch, progress)
+        return {self.kind: total}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A term in a sum of terms; its own sum is multiplied by ``factor``, a scalar."""
+
+    term: VocabularyTerm
+    teacher: Features
+    factor: Tensor
+
+
+def weighted(
+    shares: Sequence[Share], student: Features, batch: Batch, progress: float
+) -> tuple[Tensor, dict[VocabularyTerm, Tensor]]:
+    """The sum over terms of factor times the term's sum, with gradient, and the terms' sums, without.
+
+    Terms on the same rows see the same logits, and those of the same teacher the same targets.
+    """
+    totals: list[Tensor] = []
+    sums: dict[VocabularyTerm, Tensor] = {}
+    for rows in dict.fromkeys(share.term.positions for share in shares):
+        chosen = [share for share in shares if share.term.positions == rows]
+        total, values = _at_the_same_rows(chosen, student, rows, batch, progress)
+        totals.append(total)
+        sums |= {share.term: value for share, value in zip(chosen, values.unbind(), strict=True)}
+    return torch.stack(totals).sum(), sums
+
+
+def _at_the_same_rows(
+    shares: Sequence[Share], student: Features, rows: Rows, batch: Batch, progress: float
+) -> tuple[Tensor, Tensor]:
+    taught = [share.teacher for share in shares if share.term.needs().teacher]
+    teachers = list({id(features): features for features in taught}.values())
+    place = {id(features): number for number, features in enumerate(teachers)}
+
+    def use(decodings: list[Decoding]) -> tuple[Tensor, Tensor]:
+        mine, *theirs = decodings
+
+        def part(share: Share) -> Part:
+            number = place[id(share.teacher)] if share.term.needs().teacher else None
+
+            def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+                assert number is not None
+                for first, last in chunks(len(mine.vectors), CHUNK, mine.vectors.device):
+                    yield mine.logits(first, last), theirs[number].logits(first, last)
+
+            with torch.no_grad():
+                data = share.term.data(batch, progress, mine.vectors, pairs)
+            return Part(share.term, number, share.factor, data)
+
+        return fused([part(share) for share in shares], mine, theirs, CHUNK)
+
+    both: tuple[Tensor, Tensor] = opened([features.undecoded(rows) for features in (student, *teachers)], use)
+    return both
+
+
+class LogitsMatch(VocabularyTerm):
+    """What the losses between logits have in common: rows, temperatures, and the teacher's targets.
 
     The teacher is corrected on copies, in this order: probability shift, fair pairs, temperature (whose rules see the
-    logits as corrected before).
+    logits as corrected before, in a pass over all rows of its own).
 
     Raises:
         ConfigError: vocabularies of different size, or a fair pair outside of them.
@@ -98,64 +176,67 @@ class LogitsMatch(Term):
                 f"{teacher.vocab_size - 1}."
             )
         self.config = config
+        self.positions = config.positions
         self.count = COUNTED[config.positions]
         pairs = torch.tensor(numbers, dtype=torch.int64) if numbers else None
         self.register_buffer("fair_pairs", pairs, persistent=False)
 
     def needs(self) -> Needs:
-        request = FeatureRequest(logits=frozenset({self.config.positions}))
+        request = FeatureRequest(logits=frozenset({self.positions}))
         return Needs(request, request)
 
-    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
-        mine, theirs = (features.logits[self.config.positions] for features in (student, teacher))
-        gold = torch.split(self._gold(batch), CHUNK) if self.config.probability_shift else repeat(None)
-        both = list(zip(torch.split(mine, CHUNK), torch.split(theirs, CHUNK), gold, strict=False))
-        temperatures = self._temperatures(both, batch, value_at(self.config.temperature, progress))
-        chunks = [(*one, t) for one, t in zip(both, torch.split(temperatures, CHUNK), strict=True)]
-        if len(chunks) == 1 or not torch.is_grad_enabled():
-            sums = [self._summed(*chunk) for chunk in chunks]
-        else:
-            sums = [checkpoint(self._summed, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
-        return {self.kind: torch.stack(sums).sum()}
+    def data(self, batch: Batch, progress: float, mine: Tensor, pairs: Pairs) -> Data:
+        gold = self._gold(batch) if self.config.probability_shift else None
+        base = value_at(self.config.temperature, progress)
+        if self.config.temperature_rule == "constant":
+            return gold, torch.full((len(mine), 1), base, dtype=wide(mine[:0]).dtype, device=mine.device)
+        return gold, self._ruled(batch, base, gold, pairs)
 
-    def _summed(self, mine: Tensor, theirs: Tensor, gold: Tensor | None, temperatures: Tensor) -> Tensor:
-        """The sum over some rows."""
-        targets = self._targets(theirs, gold) / temperatures
-        return self.scaled(self.compare(wide(mine) / temperatures, targets), temperatures).sum()
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+        gold, temperatures = data
+        assert theirs is not None and temperatures is not None
+        losses, slopes = self.compare(mine / temperatures, self._targets(theirs, gold) / temperatures)
+        scales = self.scales(temperatures)
+        return (losses * scales).sum(), slopes.mul_(scales / temperatures)
 
     @abstractmethod
-    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """The loss of each row, [rows, 1], from logits that are divided by the temperature, [rows, V]."""
+    def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each row, [rows, 1], and its gradient with respect to ``mine``, [rows, V].
 
-    def scaled(self, losses: Tensor, temperatures: Tensor) -> Tensor:
-        """The losses [rows, 1], with what is still to be done about the temperatures [rows, 1]."""
-        return losses
+        Args:
+            mine, theirs: logits that are divided by the temperature, [rows, V]; they may be written into.
+        """
+
+    def scales(self, temperatures: Tensor) -> Tensor:
+        """What the losses are multiplied by, from the temperatures; both [rows, 1]."""
+        return torch.ones_like(temperatures)
 
     def _targets(self, theirs: Tensor, gold: Tensor | None) -> Tensor:
-        """The teacher's logits, corrected, in fp32."""
-        targets = wide(theirs)
+        """The teacher's logits, corrected."""
+        targets = theirs
         if gold is not None:
             targets = shifted(targets, gold)
         return targets if self.fair_pairs is None else made_fair(targets, self.fair_pairs)
 
-    @torch.no_grad()
-    def _temperatures(self, chunks: Sequence[Chunk], batch: Batch, base: float) -> Tensor:
-        """[rows, 1]."""
+    def _ruled(self, batch: Batch, base: float, gold: Tensor | None, pairs: Pairs) -> Tensor:
+        """Temperatures by the rule, [rows, 1]."""
         config = self.config
-        if config.temperature_rule == "constant":
-            first = chunks[0][0]
-            rows = sum(len(mine) for mine, _, _ in chunks)
-            return torch.full((rows, 1), base, dtype=wide(first[:0]).dtype, device=first.device)
         assert config.beta is not None
-        if config.temperature_rule == "flsw":
-            assert config.gamma is not None
-            weights = [flsw(wide(mine), self._targets(theirs, gold), config.gamma) for mine, theirs, gold in chunks]
-        else:
-            weights = [cwsm(wide(mine)) for mine, _, _ in chunks]
+        weights, first = [], 0
+        for mine, theirs in pairs():
+            if config.temperature_rule == "flsw":
+                assert config.gamma is not None
+                labels = None if gold is None else gold[first : first + len(mine)]
+                weights.append(flsw(mine, self._targets(theirs, labels), config.gamma))
+            else:
+                weights.append(cwsm(mine))
+            first += len(mine)
         at, sequence = batch.at(config.positions), batch.layout.sequence
         where, groups = sequence if at is None else sequence[at], len(batch.layout.lengths)
         if config.rule_mean == "batch":
             where, groups = torch.zeros_like(where), 1
+        if not weights:
+            return torch.empty(0, 1, device=where.device)
         return row_temperatures(torch.cat(weights), where, groups, base, config.beta)[:, None]
 
     def _gold(self, batch: Batch) -> Tensor:
@@ -190,8 +271,8 @@ class SoftMatch(LogitsMatch):
 
     config: SoftConfig
 
-    def scaled(self, losses: Tensor, temperatures: Tensor) -> Tensor:
-        return losses * temperatures.square() if self.config.temperature_squared else losses
+    def scales(self, temperatures: Tensor) -> Tensor:
+        return temperatures.square() if self.config.temperature_squared else super().scales(temperatures)
 
 
 class KdCeConfig(SoftConfig):
@@ -209,8 +290,9 @@ class KdCe(SoftMatch):
 
     Config = KdCeConfig
 
-    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        return -(F.softmax(theirs, dim=-1) * F.log_softmax(mine, dim=-1)).sum(-1, keepdim=True)
+    def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        p, log_q = F.softmax(theirs, dim=-1), F.log_softmax(mine, dim=-1)
+        return -torch.linalg.vecdot(p, log_q)[:, None], log_q.exp_().sub_(p)
 
 
 class KdKlConfig(SoftConfig):
@@ -230,9 +312,11 @@ class KdKl(SoftMatch):
 
     Config = KdKlConfig
 
-    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        p, q = F.log_softmax(theirs, dim=-1), F.log_softmax(mine, dim=-1)
-        return F.kl_div(q, p, reduction="none", log_target=True).sum(-1, keepdim=True)
+    def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, log_q = F.log_softmax(theirs, dim=-1), F.log_softmax(mine, dim=-1)
+        p = log_p.exp()
+        losses = torch.linalg.vecdot(p, log_p.sub_(log_q))[:, None]
+        return losses, log_q.exp_().sub_(p)
 
 
 class KdMseConfig(LogitsConfig):
@@ -245,8 +329,10 @@ class KdMse(LogitsMatch):
 
     Config = KdMseConfig
 
-    def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        return (mine - theirs).square().mean(-1, keepdim=True)
+    def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        difference = mine.sub_(theirs)
+        losses = torch.linalg.vecdot(difference, difference)[:, None] / mine.shape[1]
+        return losses, difference.mul_(2 / mine.shape[1])
 
 
 class MlmConfig(TermConfig):
@@ -254,7 +340,7 @@ class MlmConfig(TermConfig):
 
 
 @OBJECTIVES.add("mlm")
-class Mlm(Term):
+class Mlm(VocabularyTerm):
     """Hard-label masked-LM cross-entropy: mean over masked rows of -log softmax(z_S)[label], in fp32.
 
     Source: Devlin et al. 2019 (arXiv 1810.04805), section 3.1.
@@ -262,10 +348,18 @@ class Mlm(Term):
 
     Config = MlmConfig
     count = "masked"
+    positions: Rows = "masked"
 
     def needs(self) -> Needs:
         return Needs(MASKED_LOGITS)
 
-    def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def data(self, batch: Batch, progress: float, mine: Tensor, pairs: Pairs) -> Data:
         assert batch.labels is not None
-        return {"mlm": F.cross_entropy(wide(student.logits["masked"]), batch.labels, reduction="sum")}
+        return (batch.labels[:, None],)
+
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+        (labels,) = data
+        assert labels is not None
+        log_q = F.log_softmax(mine, dim=-1)
+        loss = -log_q.gather(-1, labels).sum()
+        return loss, log_q.exp_().scatter_add_(-1, labels, -torch.ones_like(labels, dtype=mine.dtype))

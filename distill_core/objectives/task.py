@@ -11,10 +11,10 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from distill_core.batch import IGNORED, Batch
+from distill_core.decoder import wide
 from distill_core.features import FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig
-from distill_core.objectives.tiles import wide
 
 TASK = FeatureRequest(task=True)
 

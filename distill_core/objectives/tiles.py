@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from distill_core.decoder import wide
 from distill_core.features import Heads
 from distill_core.models.attention import AttentionLayout
 
@@ -91,11 +92,6 @@ class Tile:
             index = where.starts[self.first : self.last, None] + torch.arange(self.longest, device=real.device)
             spread = stream[index.clamp(max=len(stream) - 1)].masked_fill(~real[:, :, None, None], 0)
         return wide(spread).transpose(1, 2)
-
-
-def wide(t: Tensor) -> Tensor:
-    """fp32; fp64 is kept."""
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def every(length: int) -> bool:

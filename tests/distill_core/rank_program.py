@@ -21,7 +21,7 @@ from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.objectives.hidden import HiddenMseConfig
-from distill_core.objectives.logits import KdCeConfig
+from distill_core.objectives.logits import KdCeConfig, KdKlConfig, MlmConfig
 from distill_core.stage import global_counts
 from distill_core.training import TrainingConfig
 from distill_core.zero import FullState
@@ -44,6 +44,8 @@ def build(vocab_size: int, precision: str) -> tuple[Teacher, Distillation]:
     small = EncoderConfig(hidden_size=18, num_hidden_layers=2, num_attention_heads=2, intermediate_size=33, **shape)
     terms = [
         KdCeConfig(kind="kd_ce", temperature=2.0),
+        KdKlConfig(kind="kd_kl", positions="all"),
+        MlmConfig(kind="mlm"),
         HiddenMseConfig(kind="hidden_mse", layers=[(0, 0), (2, 1), (4, 2)]),
     ]
     objective = Objective(terms, small, big)

@@ -11,10 +11,11 @@ from configs.errors import ConfigError, DataError
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.config import RunConfig, trained
-from distill_core.load import check_vocabulary, stage_models, stage_teachers, with_token_ids
+from distill_core.load import check_heads, check_vocabulary, stage_models, stage_teachers, with_token_ids
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
+from distill_core.objective import Distillation, Objective
 from distill_core.objectives.logits import KdKlConfig
 from distill_core.preflight import check
 from distill_core.report_facts import describe_start
@@ -136,3 +137,18 @@ def test_layers_that_cannot_be_taken(tiny_corpus: Corpus, tmp_path: Path) -> Non
     save_file({name: w for name, w in load_file(weights).items() if not name.startswith("cls.")}, weights)
     with pytest.raises(DataError, match=r"init has head: true, but .*other has no masked-LM head"):
         stage_models(headless, 0, tiny_corpus, [], [])
+
+
+def test_a_teacher_whose_decoder_is_damaged_is_refused_before_the_first_step(
+    tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    config = begun(tiny_corpus, tmp_path, {"kind": "random"}, "distill")
+    teachers = stage_teachers(config, 0, tiny_corpus, [])
+    models = stage_models(config, 0, tiny_corpus, [], teachers)
+    objective = Objective([KdKlConfig(kind="kd_kl")], models.student.config, teachers[0].model.config)
+    module = Distillation(models.student, [objective])
+    check_heads(module, models, "stage 's'")
+    assert isinstance(teachers[0].model, Encoder)
+    torch.nn.init.constant_(teachers[0].model.cls.predictions.bias[3:4], float("nan"))
+    with pytest.raises(DataError, match=r"the masked-LM head of the teacher .* not finite"):
+        check_heads(module, models, "stage 's'")

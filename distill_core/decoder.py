@@ -1,0 +1,96 @@
+"""Vocabulary logits that are not multiplied out: the vectors that enter the decoder, and the decoder.
+
+A matrix of [tokens, vocabulary] numbers is the largest thing in a step (346 MB in fp32 at 4,096 tokens, several times
+over), and losses need a few rows of it at a time. So models put out the vectors; ``objectives/fused.py`` multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rows = Literal["masked", "all", "sampled"]
+"""Which rows of the stream: the masked ones, every one, or a keyed sample of them (data.py)."""
+
+
+class Weights(NamedTuple):
+    """A decoder's parameters: ``words``: [V, E], the word embeddings; ``bias``: [V]; ``extra``: [P - E, V], of
+    decoders whose vectors are wider than the embeddings (MobileBERT), else None."""
+
+    words: Tensor
+    bias: Tensor
+    extra: Tensor | None
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """[M, P] -> [M, V] in the weights' precision."""
+        if self.extra is None:
+            return F.linear(vectors, self.words, self.bias)
+        first, rest = self.split(vectors)
+        return F.linear(first, self.words, self.bias) + rest.matmul(self.extra)
+
+    def wide_logits(self, vectors: Tensor) -> Tensor:
+        """[M, P] -> [M, V], fp32 (fp64 is kept).
+
+        Where the device has it, products of 16-bit numbers leave in fp32, as they were added up: rounded to 16 bits,
+        logits of a student that is near its teacher cancel. oneDNN has no such product on CPUs without AMX, where the
+        sum is rounded (to bf16: by 2^-9) and widened.
+        """
+        if not vectors.is_cuda or vectors.dtype not in (torch.bfloat16, torch.float16):
+            return wide(self.logits(vectors))
+        if self.extra is None:
+            return torch.mm(vectors, self.words.t(), out_dtype=torch.float32).add_(self.bias)
+        first, rest = self.split(vectors)
+        product = torch.mm(first, self.words.t(), out_dtype=torch.float32).add_(self.bias)
+        return product.add_(torch.mm(rest, self.extra, out_dtype=torch.float32))
+
+    def split(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """What the word embeddings are multiplied with, and what ``extra`` is: [M, E], [M, P - E]."""
+        border = self.words.shape[1]
+        return vectors[:, :border], vectors[:, border:]
+
+
+def wide(t: Tensor) -> Tensor:
+    """fp32; fp64 is kept."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+class Decoder(Protocol):
+    """Calls ``use`` with the vectors [M, P] and the weights, which exist (ZeRO 3) only until it returns."""
+
+    def __call__(self, vectors: Tensor, use: Callable[[Tensor, Weights], Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """Logits [M, V] as their factors. ``decoder`` None: ``vectors`` are the logits themselves."""
+
+    vectors: Tensor
+    decoder: Decoder | None
+
+    def decoded(self) -> Tensor:
+        """All of them at once, with gradient: for evaluations, which look at few rows."""
+        if self.decoder is None:
+            return self.vectors
+        logits: Tensor = self.decoder(self.vectors, lambda vectors, weights: weights.logits(vectors))
+        return logits
+
+
+class LogitsOnDemand(Mapping[Rows, Tensor]):
+    """By rows: logits [M, V], multiplied out each time they are looked up."""
+
+    def __init__(self, vectors: dict[Rows, Tensor], decoder: Decoder) -> None:
+        self.undecoded = {rows: Undecoded(values, decoder) for rows, values in vectors.items()}
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        return self.undecoded[rows].decoded()
+
+    def __iter__(self) -> Iterator[Rows]:
+        return iter(self.undecoded)
+
+    def __len__(self) -> int:
+        return len(self.undecoded)

@@ -3,8 +3,8 @@
 Three ways to the same numbers (a test compares them):
 
 - ``runs``: scaled_dot_product_attention over runs of sequences of equal length (the CPU's default; batches
-  hold sequences sorted by length, so runs are long);
-- ``padded``: one call over a padded copy of q, k, v with a key mask (the default on other devices);
+  hold sequences sorted by length, so runs are long), in bf16 batched matrix products (``products.py``);
+- ``padded``: one call over a padded copy of q, k, v with a key mask;
 - ``varlen``: ``torch.nn.attention.varlen`` (flash kernels; CUDA with 16-bit only, no attention dropout).
 """
 
@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from distill_core.models.products import Group, attend_by_products, groups_of
 
 Kernel = Literal["runs", "padded", "varlen"]
 
@@ -39,6 +41,8 @@ class AttentionLayout:
     """``padded``: bool [B, 1, 1, longest]."""
     bounds: Tensor | None
     """``varlen``: int32 [B + 1]."""
+    groups: tuple[Group, ...]
+    """``runs``: the sequences that are computed together in bf16."""
 
     def to(self, device: torch.device) -> AttentionLayout:
         def moved(t: Tensor | None) -> Tensor | None:
@@ -46,7 +50,7 @@ class AttentionLayout:
 
         tensors = (moved(self.slots), moved(self.key_mask), moved(self.bounds))
         starts, sizes = self.starts.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True)
-        return AttentionLayout(self.kernel, self.lengths, self.runs, starts, sizes, *tensors)
+        return AttentionLayout(self.kernel, self.lengths, self.runs, starts, sizes, *tensors, self.groups)
 
     @property
     def sequence(self) -> Tensor:
@@ -72,7 +76,8 @@ def layout(lengths: list[int], kernel: Kernel) -> AttentionLayout:
         key_mask = key_mask[:, None, None, :]
     elif kernel == "varlen":
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
-    return AttentionLayout(kernel, tuple(lengths), _runs(lengths), ends - size, size, slots, key_mask, bounds)
+    runs, groups = _runs(lengths), groups_of(tuple(lengths)) if kernel == "runs" else ()
+    return AttentionLayout(kernel, tuple(lengths), runs, ends - size, size, slots, key_mask, bounds, groups)
 
 
 def _runs(lengths: list[int]) -> tuple[tuple[int, int, int], ...]:
@@ -106,6 +111,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: flo
         [N, heads, d].
     """
     if where.kernel == "runs":
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            return attend_by_products(q, k, v, where.groups, dropout)
         return _attend_runs(q, k, v, where, dropout)
     if where.kernel == "padded":
         return _attend_padded(q, k, v, where, dropout)

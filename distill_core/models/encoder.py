@@ -148,18 +148,18 @@ class Encoder(nn.Module):
 
     def _rows(self, batch: Batch, request: FeatureRequest) -> dict[str, Tensor]:
         """By what they are read for: the rows of the last hidden state that heads read."""
-        rows = {kind: found for kind in request.logits if (found := batch.at(kind)) is not None}
+        rows: dict[str, Tensor] = {kind: at for kind in request.logits if (at := batch.at(kind)) is not None}
         if request.pooled:
             if not self.config.pooler:
                 raise ValueError("the pooler's output is wanted of a model without one; set model.pooler: true")
-            rows |= {"pooled": batch.layout.starts}
+            rows["pooled"] = batch.layout.starts
         return rows
 
     def _heads(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features, chosen: bool) -> None:
         """Vocabulary logits and the pooler's output at the wanted rows; ``chosen``: ``x`` is of just these rows."""
         rows, words = self._rows(batch, request), self.bert.embeddings.word_embeddings
         sizes = [len(places) for places in rows.values()]
-        states = x.split(sizes) if chosen else [x[places] for places in rows.values()]
+        states = torch.split(x, sizes) if chosen else [x[places] for places in rows.values()]
         read = dict(zip(rows, states, strict=True))
         if request.pooled:
             features.pooled = self.bert.pooler(read["pooled"])

@@ -14,7 +14,7 @@ def test_rate_and_scale(p: float) -> None:
     mask = keep_mask(torch.empty(count), p, torch.Generator().manual_seed(1))
     dropped = (mask == 0).double().mean().item()
     assert abs(dropped - p) < 5 * (p * (1 - p) / count) ** 0.5 + 2**-17
-    assert torch.equal(mask.unique(), torch.tensor([0.0, 1 / (1 - p)]))
+    assert torch.equal(torch.unique(mask), torch.tensor([0.0, 1 / (1 - p)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -47,16 +47,17 @@ def batch(rows: Tensor = ROWS) -> Batch:
 
 
 def request(**fields: Any) -> FeatureRequest:
-    return FeatureRequest(**{name: frozenset(f) if isinstance(f, list) else f for name, f in fields.items()})
+    values: dict[str, Any] = {name: frozenset(f) if isinstance(f, list) else f for name, f in fields.items()}
+    return FeatureRequest(**values)
 
 
 def widths(encoder: Encoder, wanted: FeatureRequest, where: Batch) -> tuple[Features, list[int]]:
     """The features, and how many rows the feed-forward network of each layer saw."""
     seen: list[int] = []
-    hooks = [
-        layer.intermediate.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
-        for layer in encoder.bert.encoder.layer
-    ]
+    hooks = []
+    for layer in encoder.bert.encoder.layer:
+        assert isinstance(layer.intermediate, torch.nn.Module)
+        hooks.append(layer.intermediate.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0]))))
     found = encoder(where, wanted)
     for hook in hooks:
         hook.remove()

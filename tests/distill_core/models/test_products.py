@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,19 +20,21 @@ def streams(tokens: int, heads: int = 3, size: int = 8, dtype: torch.dtype = tor
     return [torch.randn(tokens, heads, size, dtype=torch.float64, generator=generator).to(dtype) for _ in range(4)]
 
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
 def written_out(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     found = []
-    for mq, mk, mv in zip(*(t.split(lengths) for t in (q, k, v)), strict=True):
+    for mq, mk, mv in zip(*(torch.split(t, lengths) for t in (q, k, v)), strict=True):
         scores = torch.einsum("qhd,khd->hqk", mq, mk) / q.shape[-1] ** 0.5
         found.append(torch.einsum("hqk,khd->qhd", scores.exp() / scores.exp().sum(-1, keepdim=True), mv))
     return torch.cat(found)
 
 
-def with_gradients(attention: object, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+def with_gradients(attention: Attention, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
     leaves = [t.clone().requires_grad_() for t in inputs]
-    out = attention(*leaves)  # type: ignore[operator]
-    out.backward(grad)
-    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+    out = attention(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.sampled_from([1, 50, 400, 2**20]), st.booleans())
@@ -40,10 +44,10 @@ def test_any_lengths_in_any_order(lengths: list[int], scores: int, longest_first
     *inputs, grad = streams(sum(lengths))
     before, products.SCORES = products.SCORES, scores
     try:
-        found = with_gradients(lambda *t: attend_by_products(*t, groups_of(tuple(lengths))), inputs, grad)
+        found = with_gradients(lambda q, k, v: attend_by_products(q, k, v, groups_of(tuple(lengths))), inputs, grad)
     finally:
         products.SCORES = before
-    expected = with_gradients(lambda *t: written_out(*t, lengths), inputs, grad)
+    expected = with_gradients(lambda q, k, v: written_out(q, k, v, lengths), inputs, grad)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
@@ -72,28 +76,30 @@ def test_equal_lengths_are_one_group() -> None:
 @pytest.mark.parametrize("lengths", [[64, 64], [40, 39, 12, 3, 1]])
 def test_bf16_streams_take_it_and_stay_close(lengths: list[int]) -> None:
     *inputs, grad = streams(sum(lengths), dtype=torch.bfloat16)
-    found = with_gradients(lambda *t: attend(*t, layout(lengths, "runs")), inputs, grad)
-    expected = with_gradients(lambda *t: written_out(*t, lengths), [t.double() for t in inputs], grad.double())
+    found = with_gradients(lambda q, k, v: attend(q, k, v, layout(lengths, "runs")), inputs, grad)
+    expected = with_gradients(
+        lambda q, k, v: written_out(q, k, v, lengths), [t.double() for t in inputs], grad.double()
+    )
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.double() - b).norm() < 0.01 * b.norm()
-    groups = layout(lengths, "runs").groups
-    assert torch.equal(found[0], attend_by_products(*inputs, groups))
-    assert torch.equal(found[0], attend(*inputs, layout(lengths, "runs").to(torch.device("cpu"))))
+    q, k, v = inputs
+    where = layout(lengths, "runs").to(torch.device("cpu"))
+    assert torch.equal(found[0], attend_by_products(q, k, v, where.groups))
 
 
 def test_what_is_dropped_forward_is_dropped_backward() -> None:
     """The derivative of the dropped attention by finite differences, as the masks are those of one seed."""
     lengths, p = [5, 4, 2], 0.5
     groups = groups_of(tuple(lengths))
-    *inputs, _ = streams(sum(lengths))
+    q, k, v, _ = (t.requires_grad_() for t in streams(sum(lengths)))
 
-    def attention(*t: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(7)
-        return attend_by_products(*t, groups, p)
+        return attend_by_products(q, k, v, groups, p)
 
-    assert torch.autograd.gradcheck(attention, [t.requires_grad_() for t in inputs])
-    assert not torch.allclose(attention(*inputs), attend_by_products(*inputs, groups))
+    assert torch.autograd.gradcheck(attention, (q, k, v))
+    assert not torch.allclose(attention(q, k, v), attend_by_products(q, k, v, groups))
 
 
 def test_dropout_keeps_the_mean() -> None:

@@ -34,6 +34,7 @@ from distill_core.load import (
 )
 from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
+from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.running import checkpoint_layers, compile_parts
 from distill_core.monitor import Monitor, start_monitor
@@ -181,7 +182,7 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
     folder, identity = config.stage_folder(next(iter(stages))), next(iter(identities.values()))
     references = stage_references(first, folder, corpus, task, teachers, identity, rank)
     source = train if references is None else references.seen(train, "train")
-    loader = make_loader(config, first.training, source, rank)
+    loader = make_loader(config, first.training, source, rank, [module.student.config for module in modules.values()])
     check_teacher_heads(first, loaded, teachers, loader, corpus, rank)
     clock = Clock(rank.device)
     trainees = [
@@ -351,7 +352,10 @@ def sampled_share(modules: list[Distillation], training: TrainingConfig) -> floa
     return training.sampled_rows if any("sampled" in module.request.logits for module in modules) else None
 
 
-def make_loader(config: RunConfig, training: TrainingConfig, source: Source, rank: Rank) -> Loader:
+def make_loader(
+    config: RunConfig, training: TrainingConfig, source: Source, rank: Rank, students: list[EncoderConfig]
+) -> Loader:
+    flash = training.precision == "bf16" and not any(shape.attention_probs_dropout_prob for shape in students)
     return Loader(
         source,
         config.seed,
@@ -359,7 +363,7 @@ def make_loader(config: RunConfig, training: TrainingConfig, source: Source, ran
         training.micro_batch_tokens,
         rank.rank,
         rank.world_size,
-        choose_kernel(training.attention, rank.device),
+        choose_kernel(training.attention, rank.device, flash),
         training.order,
         training.loader_ahead,
         training.loader_threads,

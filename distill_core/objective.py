@@ -14,6 +14,8 @@ from distill_core.batch import Batch, Count
 from distill_core.features import FeatureRequest, Features
 from distill_core.flops import Flops, forward_flops, total
 from distill_core.models.config import EncoderConfig
+from distill_core.models.encoder import Encoder
+from distill_core.models.frozen import pack
 from distill_core.objectives import OBJECTIVES
 from distill_core.objectives.base import Needs, Schedule, TermConfig, value_at
 from distill_core.objectives.logits import Share, VocabularyTerm, weighted
@@ -177,6 +179,7 @@ class Teacher(nn.Module):
     """A frozen model: always in eval mode, without gradients, outside the engine and the checkpoints.
 
     Args:
+        encoder: on its device and in its precision for good (on a CPU its layers are packed, ``frozen.py``).
         number: its place among the stage's teachers, by which it finds its own tokens in a batch that carries them.
     """
 
@@ -184,6 +187,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.number = number
         self.encoder = encoder.requires_grad_(False).eval()
+        pack((encoder if isinstance(encoder, Encoder) else encoder.encoder).bert.encoder)
         self.request = request
 
     @property

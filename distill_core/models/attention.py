@@ -3,13 +3,14 @@
 Three ways to the same numbers (a test compares them):
 
 - ``runs``: scaled_dot_product_attention over runs of sequences of equal length (the CPU's default; batches
-  hold sequences sorted by length, so runs are long);
+  hold sequences sorted by length, so runs are long), in bf16 batched matrix products (``products.py``);
 - ``padded``: one call over a padded copy of q, k, v with a key mask (the default on other devices);
-- ``varlen``: ``torch.nn.attention.varlen`` (flash kernels; CUDA with 16-bit only, no attention dropout).
+- ``varlen``: ``torch.nn.attention.varlen``: flash kernels, the default on CUDA in 16 bits without attention dropout.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from distill_core.models.products import Group, attend_by_products, groups_of
 
 Kernel = Literal["runs", "padded", "varlen"]
 
@@ -39,6 +42,8 @@ class AttentionLayout:
     """``padded``: bool [B, 1, 1, longest]."""
     bounds: Tensor | None
     """``varlen``: int32 [B + 1]."""
+    groups: tuple[Group, ...]
+    """``runs``: the sequences that are computed together in bf16."""
 
     @property
     def sequence(self) -> Tensor:
@@ -64,7 +69,8 @@ def layout(lengths: list[int], kernel: Kernel) -> AttentionLayout:
         key_mask = key_mask[:, None, None, :]
     elif kernel == "varlen":
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
-    return AttentionLayout(kernel, tuple(lengths), _runs(lengths), ends - size, size, slots, key_mask, bounds)
+    runs, groups = _runs(lengths), groups_of(tuple(lengths)) if kernel == "runs" else ()
+    return AttentionLayout(kernel, tuple(lengths), runs, ends - size, size, slots, key_mask, bounds, groups)
 
 
 def _runs(lengths: list[int]) -> tuple[tuple[int, int, int], ...]:
@@ -79,11 +85,20 @@ def _runs(lengths: list[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(runs)
 
 
-def choose_kernel(wanted: str, device: torch.device) -> Kernel:
-    """``auto`` -> the device's default."""
+def choose_kernel(wanted: str, device: torch.device, flash: bool = False) -> Kernel:
+    """``auto`` -> the device's default; ``flash``: whether all models run in 16 bits and drop no attention."""
     if wanted == "auto":
-        return "runs" if device.type == "cpu" else "padded"
+        if device.type == "cpu":
+            return "runs"
+        return "varlen" if flash and _has_varlen(device) else "padded"
     return wanted  # type: ignore[return-value]
+
+
+def _has_varlen(device: torch.device) -> bool:
+    """Whether this torch has the kernels (2.10) and the GPU can run them (Ampere)."""
+    if device.type != "cuda" or importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float = 0.0) -> Tensor:
@@ -98,16 +113,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: flo
         [N, heads, d].
     """
     if where.kernel == "runs":
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+            return attend_by_products(q, k, v, where.groups, dropout)
         return _attend_runs(q, k, v, where, dropout)
     if where.kernel == "padded":
         return _attend_padded(q, k, v, where, dropout)
-    from torch.nn.attention.varlen import varlen_attn
-
-    assert where.bounds is not None
-    longest = max(where.lengths)
-    out = varlen_attn(q, k, v, where.bounds, where.bounds, longest, longest)
-    assert isinstance(out, Tensor)
-    return out
+    return _attend_varlen(q, k, v, where)
 
 
 def _attend_runs(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:
@@ -118,6 +129,18 @@ def _attend_runs(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropou
         run = F.scaled_dot_product_attention(rq, rk, rv, dropout_p=dropout)
         out.append(run.transpose(1, 2).flatten(0, 1))
     return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert where.bounds is not None
+    size, longest = q.shape[-1], max(where.lengths)
+    if size % 8:  # the kernels take multiples of 8; zeros add nothing to the products
+        q, k, v = (F.pad(t, (0, -size % 8)) for t in (q, k, v))
+    out = varlen_attn(q, k, v, where.bounds, where.bounds, longest, longest, scale=size**-0.5)
+    assert isinstance(out, Tensor)
+    return out[..., :size]
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill_core.features import Heads
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import BottleneckConfig, EncoderConfig
-from distill_core.models.layer import Attention, Intermediate
+from distill_core.models.layer import Attention, Intermediate, Wanted, at, nothing
 from distill_core.models.parts import AddAndNorm, normalisation
 
 
@@ -77,9 +77,11 @@ class BottleneckLayer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Exit(config, n)
 
-    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
-        y, heads = self.attention(*self.bottleneck(x), where)
+    def forward(self, x: Tensor, where: AttentionLayout, wanted: Wanted = "all") -> tuple[Tensor, Heads]:
+        y, heads = self.attention(*self.bottleneck(x), where, wanted)
+        if nothing(wanted):
+            return x[:0], heads
         for network in self.ffn:
             y = network(y)
         y = self.output(self.intermediate(y), y)
-        return self.output.bottleneck(y, x), heads
+        return self.output.bottleneck(y, at(x, wanted)), heads

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distill_core.models.attention import AttentionLayout
 from distill_core.models.config import EncoderConfig
+from distill_core.models.dropout import Dropout
 from distill_core.models.parts import normalisation
 
 
@@ -22,7 +23,7 @@ class Embeddings(nn.Module):
             self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         # transformers hands MobileBERT's no eps
         self.LayerNorm = normalisation(config, width, eps=1e-5 if config.bottleneck else None)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.type_vocab_size = config.type_vocab_size
         self.first_position = config.first_position
 

@@ -19,7 +19,7 @@ from distill_core.features import FeatureRequest, Features, Heads
 from distill_core.models.bottleneck import BottleneckLayer
 from distill_core.models.config import EncoderConfig
 from distill_core.models.embeddings import Embeddings, TrigramEmbeddings
-from distill_core.models.layer import Layer
+from distill_core.models.layer import Layer, Wanted
 from distill_core.models.parts import ACTIVATIONS
 
 
@@ -120,37 +120,60 @@ class Encoder(nn.Module):
         x = self.bert.embed(batch)
         if 0 in request.hidden:
             features.hidden[0] = x
-        for index in range(request.deepest(self.config.num_hidden_layers)):
-            x, heads = self.run_layer(index, x, batch)
+        deepest, wanted = request.deepest(self.config.num_hidden_layers), self._wanted(batch, request)
+        for index in range(deepest):
+            x, heads = self.run_layer(index, x, batch, wanted if index + 1 == deepest else "all")
             if index + 1 in request.hidden:
                 features.hidden[index + 1] = x
             if index + 1 in request.heads:
                 features.heads[index + 1] = heads
-        if request.pooled:
-            features.pooled = self._pooled(x, batch)
-        self._logits(x, batch, request, features)
+        self._heads(x, batch, request, features, isinstance(wanted, Tensor))
         return features
 
-    def run_layer(self, index: int, x: Tensor, batch: Batch) -> tuple[Tensor, Heads]:
-        """Layer ``index`` (from 0) of hidden state ``x``: the next hidden state, and query, key and value."""
-        return self.bert.encoder.layer[index](x, batch.layout)  # type: ignore[no-any-return]
+    def run_layer(self, index: int, x: Tensor, batch: Batch, wanted: Wanted = "all") -> tuple[Tensor, Heads]:
+        """Layer ``index`` (from 0) of hidden state ``x``.
 
-    def _pooled(self, x: Tensor, batch: Batch) -> Tensor:
-        if not self.config.pooler:
-            raise ValueError("the pooler's output is wanted of a model without one; set model.pooler: true")
-        return self.bert.pooler(x[batch.layout.starts])  # type: ignore[no-any-return]
+        Returns:
+            The next hidden state at the rows ``wanted``; query, key and value at all rows.
+        """
+        return self.bert.encoder.layer[index](x, batch.layout, wanted)  # type: ignore[no-any-return]
 
-    def _logits(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features) -> None:
-        """The vectors that enter the decoder at the wanted rows; rows that are wanted twice are computed once."""
+    def _wanted(self, batch: Batch, request: FeatureRequest) -> Wanted:
+        """The rows at which somebody reads the output of the deepest layer that is run."""
+        if self.config.num_hidden_layers in request.hidden or "all" in request.logits:
+            return "all"
+        rows = self._rows(batch, request)
+        if rows:
+            return torch.cat(list(rows.values()))
+        return "all" if request.deepest(self.config.num_hidden_layers) in request.hidden else "none"
+
+    def _rows(self, batch: Batch, request: FeatureRequest) -> dict[str, Tensor]:
+        """By what they are read for: the rows of the last hidden state that heads read."""
+        rows: dict[str, Tensor] = {kind: at for kind in request.logits if (at := batch.at(kind)) is not None}
+        if request.pooled:
+            if not self.config.pooler:
+                raise ValueError("the pooler's output is wanted of a model without one; set model.pooler: true")
+            rows["pooled"] = batch.layout.starts
+        return rows
+
+    def _heads(self, x: Tensor, batch: Batch, request: FeatureRequest, features: Features, chosen: bool) -> None:
+        """The pooler's output, and the vectors that enter the decoder at the wanted rows.
+
+        ``chosen``: ``x`` is of just these rows.
+        """
+        rows, head = self._rows(batch, request), self.cls.predictions
+        sizes = [len(places) for places in rows.values()]
+        states = torch.split(x, sizes) if chosen else [x[places] for places in rows.values()]
+        read = dict(zip(rows, states, strict=True))
+        if request.pooled:
+            features.pooled = self.bert.pooler(read["pooled"])
         if not request.logits:
             return
-        head = self.cls.predictions
         everywhere = head.transform(x) if "all" in request.logits else None
         vectors: dict[Rows, Tensor] = {}
         for kind in request.logits:
-            rows = batch.at(kind)
-            if everywhere is not None:
-                vectors[kind] = everywhere if rows is None else everywhere[rows]
+            if everywhere is None:
+                vectors[kind] = head.transform(read[kind])
             else:
-                vectors[kind] = head.transform(x[rows])
+                vectors[kind] = everywhere[rows[kind]] if kind in rows else everywhere
         features.logits = LogitsOnDemand(vectors, partial(head, self.bert.embeddings.word_embeddings))

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from distill_core.features import Heads
 from distill_core.models.attention import AttentionLayout, attend
 from distill_core.models.config import EncoderConfig
 from distill_core.models.parts import ACTIVATIONS, AddAndNorm, normalisation
+
+Wanted = Tensor | Literal["all", "none"]
+"""Rows of the stream at which a layer's output is wanted: int64 [M], all of them, or none (its heads alone)."""
+
+
+def nothing(wanted: Wanted) -> bool:
+    return isinstance(wanted, str) and wanted == "none"
+
+
+def at(stream: Tensor, wanted: Wanted) -> Tensor:
+    """The rows ``wanted`` of a stream [N, ...]."""
+    return stream[wanted] if isinstance(wanted, Tensor) else stream
 
 
 class SelfAttention(nn.Module):
@@ -20,9 +34,13 @@ class SelfAttention(nn.Module):
         self.heads = config.num_attention_heads
         self.dropout_p = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, values: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+    def project(self, x: Tensor, values: Tensor) -> Heads:
+        """Query, key and value of each head."""
         projected = (self.query(x), self.key(x), self.value(values))
-        heads = Heads(*(p.view(len(x), self.heads, -1) for p in projected))
+        return Heads(*(p.view(len(x), self.heads, -1) for p in projected))
+
+    def forward(self, x: Tensor, values: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+        heads = self.project(x, values)
         return attend(*heads, where, self.dropout_p if self.training else 0.0).flatten(1), heads
 
 
@@ -35,9 +53,14 @@ class Attention(nn.Module):
         self.self = SelfAttention(config, value_input)
         self.output = AddAndNorm(size, normalisation(config, size), dropout)
 
-    def forward(self, x: Tensor, values: Tensor, residual: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
+    def forward(
+        self, x: Tensor, values: Tensor, residual: Tensor, where: AttentionLayout, wanted: Wanted = "all"
+    ) -> tuple[Tensor, Heads]:
+        """At the rows ``wanted``, and query, key and value at all."""
+        if nothing(wanted):
+            return residual[:0], self.self.project(x, values)
         context, heads = self.self(x, values, where)
-        return self.output(context, residual), heads
+        return self.output(at(context, wanted), at(residual, wanted)), heads
 
 
 class Intermediate(nn.Module):
@@ -58,6 +81,7 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddAndNorm(config.intermediate_size, normalisation(config, h), dropout)
 
-    def forward(self, x: Tensor, where: AttentionLayout) -> tuple[Tensor, Heads]:
-        x, heads = self.attention(x, x, x, where)
-        return self.output(self.intermediate(x), x), heads
+    def forward(self, x: Tensor, where: AttentionLayout, wanted: Wanted = "all") -> tuple[Tensor, Heads]:
+        """The next hidden state at the rows ``wanted``, and query, key and value at all."""
+        x, heads = self.attention(x, x, x, where, wanted)
+        return (x if nothing(wanted) else self.output(self.intermediate(x), x)), heads

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill_core.models.config import EncoderConfig
+from distill_core.models.dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -43,7 +44,7 @@ class AddAndNorm(nn.Module):
         super().__init__()
         self.dense = nn.Linear(inner, norm.weight.shape[0])
         self.LayerNorm = norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # type: ignore[no-any-return]
+        return self.LayerNorm(self.dropout.added(self.dense(x), residual))  # type: ignore[no-any-return]

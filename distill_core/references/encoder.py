@@ -14,7 +14,7 @@ from distill_core.batch import Batch
 from distill_core.features import Heads
 from distill_core.models.attention import attend
 from distill_core.models.encoder import Encoder
-from distill_core.models.layer import Layer, SelfAttention
+from distill_core.models.layer import Layer, SelfAttention, Wanted, at
 from distill_core.references.attention import attend_to_both
 from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.model import TaskModel
@@ -71,15 +71,15 @@ class ReferencedEncoder(Encoder):
     def teacher_width(self) -> int:
         return self.references.dense.in_features
 
-    def run_layer(self, index: int, x: Tensor, batch: Batch) -> tuple[Tensor, Heads]:
+    def run_layer(self, index: int, x: Tensor, batch: Batch, wanted: Wanted = "all") -> tuple[Tensor, Heads]:
         if index or batch.references is None:
-            return super().run_layer(index, x, batch)
+            return super().run_layer(index, x, batch, wanted)
         layer = self.bert.encoder.layer[0]
         assert isinstance(layer, Layer)
         attention = layer.attention
-        heads = _heads(attention.self, x, x)
+        heads = attention.self.project(x, x)
         context = self._context(attention.self, heads, x, batch).flatten(1)
-        x = attention.output(context, x)
+        x = attention.output(at(context, wanted), at(x, wanted))
         return layer.output(layer.intermediate(x), x), heads
 
     def _context(self, attention: SelfAttention, own: Heads, x: Tensor, batch: Batch) -> Tensor:
@@ -106,11 +106,6 @@ class ReferencedEncoder(Encoder):
         embeddings = self.bert.embeddings
         x: Tensor = embeddings(references.ids, references.positions, None, batch.layout)
         return self.bert.embeddings_project(x) if self.bert.widened else x
-
-
-def _heads(attention: SelfAttention, x: Tensor, values: Tensor) -> Heads:
-    projected = (attention.query(x), attention.key(x), attention.value(values))
-    return Heads(*(p.view(len(x), attention.heads, -1) for p in projected))
 
 
 def encoder_of(model: Encoder | TaskModel) -> Encoder:

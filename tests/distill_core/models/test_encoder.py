@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import itertools
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
@@ -198,6 +201,41 @@ def test_kernels_by_device() -> None:
     assert choose_kernel("auto", CPU) == "runs"
     assert choose_kernel("auto", torch.device("cuda", 0)) == "padded"
     assert choose_kernel("padded", CPU) == "padded"
+    assert choose_kernel("auto", CPU, flash=True) == "runs"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "varlen"), ((8, 0), "varlen"), ((7, 5), "padded")])
+def test_flash_kernels_where_the_gpu_has_them(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: Kernel
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda", 0)
+    assert choose_kernel("auto", gpu, flash=True) == expected
+    assert choose_kernel("auto", gpu) == "padded"  # fp32, or attention dropout
+    assert choose_kernel("runs", gpu, flash=True) == "runs"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choose_kernel("auto", gpu, flash=True) == "padded"
+
+
+@pytest.mark.parametrize("size", [8, 26])
+def test_what_the_flash_kernels_are_called_with(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """A reference on the CPU stands in for them; it refuses what they refuse."""
+
+    def reference(
+        q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, most_q: int, most_k: int, *, scale: float
+    ) -> Tensor:
+        assert q.shape[-1] % 8 == 0 and queries.dtype == torch.int32 and queries is keys and most_q == most_k == 6
+        ends = queries.tolist()
+        parts = []
+        for start, stop in itertools.pairwise(ends):
+            scores = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop]) * scale
+            parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start:stop]))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", reference)
+    q, k, v = torch.randn(3, 12, 2, size, generator=torch.Generator().manual_seed(0)).unbind()
+    found = attend(q, k, v, layout([6, 4, 2], "varlen").to(CPU))
+    torch.testing.assert_close(found, attend(q, k, v, layout([6, 4, 2], "runs")), atol=1e-6, rtol=0)
 
 
 def test_layouts() -> None:

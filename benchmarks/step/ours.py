@@ -1,0 +1,143 @@
+"""Our own step: the loop of ``distill run`` with all that belongs to it, and the bare step without."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from configs.loader import validate
+from data_prep.corpus import Corpus
+from distill_core.batch import COUNTS, Batch
+from distill_core.build import Parts, build, freeze, student_module
+from distill_core.config import RunConfig
+from distill_core.data import Step
+from distill_core.engine import Rank, start_ranks
+from distill_core.load import stage_teachers
+from distill_core.stage import train
+from benchmarks.step.settings import Setting
+from benchmarks.step.turns import Gate, Loop
+
+Precision = Literal["bf16", "fp32"]
+NEVER = 1_000_000
+
+
+def start_alone(folder: Path) -> Rank:
+    """The one rank of this process, without a network port."""
+    os.environ.setdefault("ZHENGLIU_RENDEZVOUS", f"file://{folder}/rendezvous-{uuid.uuid4().hex}")
+    return start_ranks()
+
+
+def run_config(
+    setting: Setting, corpus: Corpus, teacher: Path, folder: Path, precision: Precision, **training: Any
+) -> RunConfig:
+    """A run of one stage, as a user writes it down."""
+    stage = {
+        "name": "step",
+        "kind": "distill",
+        "teacher": {"source": str(teacher), "head_check": "off"},  # its weights are random
+        "student": {"model": setting.student.fields(setting.dropout)},
+        "objective": setting.objective,
+        "training": {
+            "steps": NEVER,
+            "global_batch_size": setting.sequences,
+            "micro_batch_tokens": setting.sequences * setting.length,
+            "precision": precision,
+            "log_every": 1,
+            "checkpoint_every": NEVER,
+            "evaluate_every": NEVER,
+            **training,
+        },
+    }
+    tree = {
+        "name": f"{setting.name}-{precision}-{uuid.uuid4().hex[:8]}",
+        "output": str(folder / "runs"),
+        "data": {**corpus.manifest["identity"], "folder": str(corpus.folder)},
+        "stages": [stage],
+    }
+    config = validate(tree, RunConfig)
+    (config.folder / "logs").mkdir(parents=True)
+    return config
+
+
+class _Paced:
+    """The loader, each of its steps behind a gate."""
+
+    def __init__(self, loader: Any, gate: Gate) -> None:
+        self._loader, self._gate = loader, gate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
+        return self._gate.through(self._loader.steps(first, last))
+
+
+def build_parts(config: RunConfig, corpus: Corpus, rank: Rank) -> Parts:
+    """All that the training loop of the run's one stage works with."""
+    return build(config, {0: {"benchmark": config.name}}, corpus, rank)
+
+
+def real_loop(parts: Parts) -> Loop:
+    """``distill run``'s own loop: loader, DeepSpeed, checks, logging at every step."""
+
+    def program(gate: Gate) -> None:
+        parts.loader = _Paced(parts.loader, gate)  # type: ignore[assignment]
+        train(parts)
+
+    return Loop(program)
+
+
+class Bare:
+    """Forward, backward and AdamW of the same modules on ready batches, and nothing else."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, rank: Rank, teachers: list[Any] | None = None) -> None:
+        """``teachers``: already loaded ones, shared with :func:`build_parts`."""
+        stage: Any = config.stages[0]
+        loaded = stage_teachers(config, 0, corpus, [])
+        module = student_module(config, 0, corpus, [], loaded, NEVER)
+        self.teachers = teachers or freeze(stage, loaded, [module], rank)
+        dtype = torch.bfloat16 if stage.training.precision == "bf16" else torch.float32
+        self.masters = [p.detach().to(rank.device, torch.float32).clone() for p in module.parameters()]
+        self.module = module.to(rank.device, dtype).train()
+        self.parameters = list(module.parameters())
+        self.optimizer = torch.optim.AdamW(self.masters, lr=1e-6, fused=True)
+        self.rank = rank
+
+    def step(self, batches: list[Batch]) -> None:
+        """One optimiser step over some micro-batches."""
+        batches = [batch.to(self.rank.device) for batch in batches]
+        counts = self._counts(batches)
+        for batch in batches:
+            taught = [teacher(batch) for teacher in self.teachers]
+            self.module(batch, taught, counts, 0.0).total.backward()
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
+        self.optimizer.step()
+        torch._foreach_copy_([p.data for p in self.parameters], self.masters)
+
+    def _counts(self, batches: list[Batch]) -> Any:
+        found = [batch.counts() for batch in batches]
+        sums = torch.tensor([sum(counts[name] for counts in found) for name in COUNTS], device=self.rank.device)
+        return dict(zip(COUNTS, sums.clamp(min=1).float().unbind(), strict=True))
+
+
+def first_gradient(parts: Parts) -> dict[str, Tensor]:
+    """By name: the gradient that the optimiser got in the loop's first step, from Adam's first moment.
+
+    The run must not clip gradients.
+    """
+    loop = real_loop(parts)
+    loop.step()
+    trainee = parts.trainees[0]
+    state = trainee.engine.full_state(1)
+    rest = 1 - trainee.training.optimizer.betas[0]
+    loop.close()
+    return {name: state.moments[f"exp_avg/{name}"] / rest for name in state.weights}

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks.step.settings import Setting
+from benchmarks.step.turns import Gate, Loop
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
@@ -20,17 +22,26 @@ from distill_core.data import Step
 from distill_core.engine import Rank, start_ranks
 from distill_core.load import stage_teachers
 from distill_core.stage import train
-from benchmarks.step.settings import Setting
-from benchmarks.step.turns import Gate, Loop
 
 Precision = Literal["bf16", "fp32"]
 NEVER = 1_000_000
 
 
+class alone:
+    """What was found by :func:`start_alone`. ``engine``: why there is no real loop, None: there is one."""
+
+    engine: str | None = None
+
+
 def start_alone(folder: Path) -> Rank:
-    """The one rank of this process, without a network port."""
+    """The one rank of this process, without a network port; without DeepSpeed only the bare step can be run."""
     os.environ.setdefault("ZHENGLIU_RENDEZVOUS", f"file://{folder}/rendezvous-{uuid.uuid4().hex}")
-    return start_ranks()
+    try:
+        return start_ranks()
+    except ImportError as error:
+        alone.engine = f"the real loop needs DeepSpeed: {error}"
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return Rank(0, 0, 1, device)
 
 
 def run_config(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Recipe = Literal["minirbt", "distilbert", "distilbert-masked", "tinybert"]
-Text = Literal["packed-128", "lines-128", "packed-512", "documents-512"]
-"""``packed``: all tokens in a row, cut (MiniRBT). ``lines``: one paragraph a sequence. ``documents``: paragraphs of one
-document together, as many as fit."""
+Text = str
+"""KIND-LENGTH. ``packed``: all tokens in a row, cut (MiniRBT). ``lines``: one paragraph a sequence. ``documents``:
+paragraphs of one document together, as many as fit."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Setting:
 
     @property
     def packed(self) -> bool:
+        """Whether every sequence is full."""
         return self.text.startswith("packed")
 
     @property

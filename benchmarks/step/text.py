@@ -14,6 +14,8 @@ from data_prep.pipeline import prepare
 from distill_core.batch import Batch
 
 UNLABELLED = -100
+PARAGRAPH = 24
+"""Characters of the shortest line that counts as a paragraph: without headings, articles fill half of 128 tokens."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,23 @@ class Padded:
     labels: Tensor
     tokens: int
 
+    def to(self, device: torch.device) -> Padded:
+        return Padded(self.ids.to(device), self.attended.to(device), self.labels.to(device), self.tokens)
 
-def prepared(text: str, sources: list[str], vocabulary: Path | None, folder: Path, megabytes: float = 4.0) -> Corpus:
-    """The beginning of each source as sequences of the kind that ``text`` (``KIND-LENGTH``) names."""
+
+def prepared(text: str, sources: list[str], vocabulary: Path | int, folder: Path, megabytes: float = 4.0) -> Corpus:
+    """The beginning of each source as sequences of the kind that ``text`` (``KIND-LENGTH``) names.
+
+    Args:
+        vocabulary: vocab.txt, or the size of one that is trained on the text.
+    """
     kind, length = text.rsplit("-", 1)
     share = megabytes / len(sources)
     config = DataConfig.model_validate(
         {
             "sources": [{"path": source, "max_megabytes": share} for source in sources],
-            "clean": {"unit": "line", "min_unit_characters": 8},
-            "tokenizer": {"vocab": str(vocabulary)} if vocabulary else {"vocab_size": 21128},
+            "clean": {"unit": "line", "min_unit_characters": PARAGRAPH},
+            "tokenizer": {"vocab_size": vocabulary} if isinstance(vocabulary, int) else {"vocab": str(vocabulary)},
             "sequences": {"kind": kind, "max_length": int(length)}
             | ({"drop_remainder": True} if kind == "packed" else {}),
             "masks": {"views": 1},

@@ -24,7 +24,8 @@ def textbrewer_loop(
 
     logging.getLogger("Distillation").setLevel(logging.ERROR)
     device = batches[0].ids.device
-    wide, narrow, between = setting.teacher.width, setting.student.width, setting.teacher.layers // setting.student.layers
+    wide, narrow = setting.teacher.width, setting.student.width
+    between = setting.teacher.layers // setting.student.layers
     projection = {"proj": ["linear", narrow, wide]} if wide != narrow else {}
     matches = [
         {"layer_T": layer * between, "layer_S": layer, "feature": "hidden", "loss": "hidden_mse", "weight": 1}

@@ -16,12 +16,14 @@ from benchmarks.step.settings import Setting
 from benchmarks.step.text import Padded
 from benchmarks.step.turns import Feed, Gate, Loop
 
+NO_DOWNLOADS = {"boto3": [], "botocore": [], "botocore.exceptions": ["ClientError"]}
+
 
 def tinybert_loop(
     setting: Setting, teacher: Path, vocabulary: int, batches: list[Padded], bf16: bool, folder: Path, checkout: Path
 ) -> Loop:
     """``main()`` as its command line starts it; only the DataLoader is ours."""
-    code = imported(checkout, "general_distill")
+    code = imported(checkout, "general_distill", NO_DOWNLOADS)
     logging.disable(logging.INFO)
     here = folder / f"tinybert-{setting.name}-{'bf16' if bf16 else 'fp32'}"
     arguments = _files(setting, teacher, vocabulary, here)

@@ -60,7 +60,8 @@ class Loop:
     """
 
     def __init__(self, program: Callable[[Gate], None]) -> None:
-        self._gate, self._error, self._done = Gate(), None, False
+        self._gate, self._done = Gate(), False
+        self._error: BaseException | None = None
         self._threads = torch.get_num_threads()
         self._program = program
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -74,7 +75,7 @@ class Loop:
         except _Over:
             pass
         except BaseException as error:  # handed to the thread that drives
-            self._error: BaseException | None = error
+            self._error = error
         self._done = True
         self._gate._waiting.release()
 

@@ -38,6 +38,7 @@ def tinybert_loop(
         code.DataLoader = lambda data, **_: Feed(gate, data)
         code.BertTokenizer = _NoTokenizer
         code.trange = code.tqdm = _Quiet
+        code.TinyBertForPreTraining = _Fitted(code.BertModel, setting.teacher.width)
         kept, sys.argv = sys.argv, ["general_distill", *arguments]
         try:
             with autocast(batches[0].ids.device, bf16):
@@ -66,6 +67,16 @@ def _files(setting: Setting, teacher: Path, vocabulary: int, here: Path) -> list
     given |= {"output_dir": here / "out", "num_train_epochs": 1, "eval_step": 10**9}
     given |= {"train_batch_size": setting.sequences, "max_seq_length": setting.length, "learning_rate": 1e-6}
     return [part for key, value in given.items() for part in (f"--{key}", str(value))]
+
+
+class _Fitted:
+    """The student's class; its map to the teacher's width is for 768 unless ``fit_size`` says otherwise."""
+
+    def __init__(self, neighbour: Any, width: int) -> None:
+        self._class, self._width = sys.modules[neighbour.__module__].TinyBertForPreTraining, width
+
+    def from_scratch(self, folder: str) -> Any:
+        return self._class.from_scratch(folder, fit_size=self._width)
 
 
 class _NoTokenizer:

@@ -21,7 +21,7 @@ import torch
 from benchmarks.step import record
 from benchmarks.step.bars import MEMORY, NUMERICS, SETTINGS, VARIANTS
 from benchmarks.step.bench import Bench
-from benchmarks.step.measure import Outcome, interleaved, memory_alone
+from benchmarks.step.measure import Outcome, interleaved, memory_alone, quiet
 from benchmarks.step.numerics import BOUNDS, Check, check
 from benchmarks.step.ours import start_alone
 from benchmarks.step.text import prepared
@@ -105,13 +105,6 @@ class Run:
                     else:
                         found[setting, variant] = value
         return found
-
-
-@contextlib.contextmanager
-def quiet() -> object:  # type: ignore[misc]
-    """Without the log lines of the loops."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def main() -> int:

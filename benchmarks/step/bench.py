@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 
 from benchmarks.step.distilbert_peer import distilbert_loop
@@ -81,8 +83,14 @@ class Bench:
         loaded = BertForMaskedLM.from_pretrained(self.teacher, output_hidden_states=True)
         return loaded.to(self.rank.device).eval()
 
+    def shared_bytes(self, variant: str) -> float:
+        """Of the peers' teacher, for a variant that uses it; it is loaded then."""
+        if variant.split()[0] not in ("hf", "textbrewer", "distilbert"):
+            return 0.0
+        return float(sum(p.numel() * p.element_size() for p in self.their_teacher.parameters()))
+
     def their_student(self) -> Any:
-        return bert(self.setting.student, self.vocabulary, self.setting.dropout, seed=2).to(self.rank.device)
+        return bert(self.setting.student_fields, self.vocabulary, seed=2).to(self.rank.device)
 
     @functools.cached_property
     def batches(self) -> list[list[Batch]]:
@@ -152,10 +160,7 @@ class Bench:
 
 def clock_of(device: torch.device) -> Callable[[], float]:
     """Seconds of this process and its children on a CPU; of the wall, with everything done, on a GPU."""
-    import psutil
-
     if device.type == "cuda":
-        import time
 
         def synchronised() -> float:
             torch.cuda.synchronize(device)
@@ -165,8 +170,6 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     process = psutil.Process()
 
     def seconds() -> float:
-        import time
-
         children = (child.cpu_times() for child in process.children(recursive=True))
         return time.process_time() + sum(times.user + times.system for times in children)
 

@@ -36,7 +36,7 @@ def useful_flops(setting: Setting, batches: Sequence[Batch], vocabulary: int) ->
 
 
 def encoder(shape: Shape, vocabulary: int) -> EncoderConfig:
-    return EncoderConfig(vocab_size=vocabulary, **shape.fields(0.0))
+    return EncoderConfig(vocab_size=vocabulary, **shape.fields())
 
 
 def matrix_peak(device: torch.device, clock: Callable[[], float] = time.process_time, repeats: int = 9) -> float:

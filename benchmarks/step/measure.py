@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +54,7 @@ def interleaved(
     peak = peak or (lambda: matrix_peak(bench.rank.device, clock))
     runners, missing, memory = dict[str, Runner](), list[str](), dict[str, float]()
     for variant in variants:
+        shared = bench.shared_bytes(variant)
         before = allocated(bench.rank.device)
         try:
             runners[variant] = bench.runner(variant)
@@ -59,7 +62,7 @@ def interleaved(
         except Unavailable as error:
             missing.append(str(error))
             continue
-        memory[variant] = allocated(bench.rank.device) - before
+        memory[variant] = allocated(bench.rank.device) - before + shared
     began, peaks, taken = time.monotonic(), list[float](), {name: list[float]() for name in runners}
     for number in range(1, rounds + 1):
         if number > 3 and time.monotonic() - began > seconds:
@@ -94,6 +97,13 @@ def _found(
         statistics.median(flops / t / peak for flops, t, peak in zip(work, mine, peaks, strict=True)),
         gigabytes,
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log lines of the loops."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 # ---------------------------------------------------------------- memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.step.ours import Precision, build_parts, first_gradient, run_config
+from benchmarks.step.ours import Precision, alone, first_bare_step, first_step, run_config
 from benchmarks.step.plain import Plain, bert
 from benchmarks.step.settings import Setting
 from benchmarks.step.text import padded
@@ -39,21 +38,16 @@ class Check:
 
 
 def check(setting: Setting, corpus: Corpus, teacher: Path, folder: Path, rank: Rank, precision: Precision) -> Check:
-    """One step of the real loop against the reference, from the same weights and text."""
+    """One step of the real loop (without DeepSpeed: of the bare one) against the reference, from the same weights."""
     still = setting.without_dropout()
     optimizer = {"gradient_clipping": 0.0, "learning_rate": 1e-6}
     config = run_config(still, corpus, teacher, folder, precision, optimizer=optimizer)
-    parts = build_parts(config, corpus, rank)
-    weights = parts.trainees[0].engine.full_weights()
-    batches = parts.loader.step(0).batches
-    if len(batches) != 1:
-        raise ValueError(f"{setting.name}: the reference takes one micro-batch, and this step has {len(batches)}")
-    mine = first_gradient(parts)
-    parts.trainees[0].engine.close()
-    batch = padded(batches[0], setting.length, corpus.special_ids["pad"]).to(rank.device)
-    theirs, loss = reference(still, corpus.vocab_size, teacher, weights, batch)
-    found = logged_loss(config.stage_folder(0))
-    return Check(setting.name, precision, distance(mine, theirs), abs(found - loss) / abs(loss))
+    mine = (first_step if alone.engine is None else first_bare_step)(config, corpus, rank)
+    if len(mine.batches) != 1:
+        raise ValueError(f"{setting.name}: the reference takes one micro-batch, and this step has {len(mine.batches)}")
+    batch = padded(mine.batches[0], setting.length, corpus.special_ids["pad"]).to(rank.device)
+    theirs, loss = reference(still, corpus.vocab_size, teacher, mine.weights, batch)
+    return Check(setting.name, precision, distance(mine.gradient, theirs), abs(mine.loss - loss) / abs(loss))
 
 
 def reference(
@@ -63,7 +57,7 @@ def reference(
     from transformers import BertForMaskedLM
 
     loaded = BertForMaskedLM.from_pretrained(teacher, output_hidden_states=True).to(batch.ids.device)
-    module = Plain(setting, loaded, bert(setting.student, vocabulary, 0.0, seed=0)).to(batch.ids.device)
+    module = Plain(setting, loaded, bert(setting.student_fields, vocabulary, seed=0)).to(batch.ids.device)
     named = by_our_names(module)
     if named.keys() != weights.keys():
         raise ValueError(f"parameters differ: {sorted(named.keys() ^ weights.keys())[:5]}")
@@ -92,8 +86,3 @@ def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     apart = sum(float((mine[name].double() - theirs[name].double()).square().sum()) for name in theirs)
     size = sum(float(gradient.double().square().sum()) for gradient in theirs.values())
     return float((apart / size) ** 0.5)
-
-
-def logged_loss(stage: Path) -> float:
-    """Of the stage's last step, as its log has it."""
-    return float(json.loads((stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["loss/total"])

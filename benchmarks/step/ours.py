@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from benchmarks.step.turns import Gate, Loop
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
-from distill_core.build import Parts, build, freeze, student_module
+from distill_core.build import Parts, build, freeze, make_loader, splits, student_module
 from distill_core.config import RunConfig
 from distill_core.data import Step
 from distill_core.engine import Rank, start_ranks
@@ -52,7 +54,7 @@ def run_config(
         "name": "step",
         "kind": "distill",
         "teacher": {"source": str(teacher), "head_check": "off"},  # its weights are random
-        "student": {"model": setting.student.fields(setting.dropout)},
+        "student": {"model": setting.student_fields},
         "objective": setting.objective,
         "training": {
             "steps": NEVER,
@@ -122,17 +124,23 @@ class Bare:
 
     def step(self, batches: list[Batch]) -> None:
         """One optimiser step over some micro-batches."""
-        batches = [batch.to(self.rank.device) for batch in batches]
-        counts = self._counts(batches)
-        for batch in batches:
-            taught = [teacher(batch) for teacher in self.teachers]
-            self.module(batch, taught, counts, 0.0).total.backward()
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
+        self.backward(batches)
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimizer.step()
         torch._foreach_copy_([p.data for p in self.parameters], self.masters)
+
+    def backward(self, batches: list[Batch]) -> Tensor:
+        """The step's loss; its gradient in fp32 is the masters' then."""
+        batches = [batch.to(self.rank.device) for batch in batches]
+        counts, losses = self._counts(batches), []
+        for batch in batches:
+            taught = [teacher(batch) for teacher in self.teachers]
+            losses.append(self.module(batch, taught, counts, 0.0).total)
+            losses[-1].backward()
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        return torch.stack([loss.detach() for loss in losses]).sum()
 
     def _counts(self, batches: list[Batch]) -> Any:
         found = [batch.counts() for batch in batches]
@@ -140,15 +148,47 @@ class Bare:
         return dict(zip(COUNTS, sums.clamp(min=1).float().unbind(), strict=True))
 
 
-def first_gradient(parts: Parts) -> dict[str, Tensor]:
-    """By name: the gradient that the optimiser got in the loop's first step, from Adam's first moment.
+@dataclass
+class FirstStep:
+    """The step's micro-batches; by name the weights before it, in fp32, and the gradient; its loss."""
+
+    batches: list[Batch]
+    weights: dict[str, Tensor]
+    gradient: dict[str, Tensor]
+    loss: float
+
+
+def first_step(config: RunConfig, corpus: Corpus, rank: Rank) -> FirstStep:
+    """Of the real loop: the gradient that the optimiser got, from Adam's first moment, and the loss that was logged.
 
     The run must not clip gradients.
     """
+    parts = build_parts(config, corpus, rank)
+    trainee = parts.trainees[0]
+    weights, batches = trainee.engine.full_weights(), parts.loader.step(0).batches
     loop = real_loop(parts)
     loop.step()
-    trainee = parts.trainees[0]
     state = trainee.engine.full_state(1)
-    rest = 1 - trainee.training.optimizer.betas[0]
     loop.close()
-    return {name: state.moments[f"exp_avg/{name}"] / rest for name in state.weights}
+    trainee.engine.close()
+    rest = 1 - trainee.training.optimizer.betas[0]
+    gradient = {name: state.moments[f"exp_avg/{name}"] / rest for name in weights}
+    last = (config.stage_folder(0) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return FirstStep(batches, weights, gradient, float(json.loads(last)["loss/total"]))
+
+
+def first_bare_step(config: RunConfig, corpus: Corpus, rank: Rank) -> FirstStep:
+    """Of the bare step."""
+    stage: Any = config.stages[0]
+    bare = Bare(config, corpus, rank)
+    batches = make_loader(config, stage.training, splits(config, corpus, None)[0], rank).step(0).batches
+    names = [name for name, _ in bare.module.named_parameters()]
+    weights = {name: master.cpu().clone() for name, master in zip(names, bare.masters, strict=True)}
+    loss = float(bare.backward(batches))
+    both = zip(names, bare.masters, strict=True)
+    return FirstStep(
+        batches,
+        weights,
+        {name: torch.zeros_like(m).cpu() if m.grad is None else m.grad.cpu() for name, m in both},
+        loss,
+    )

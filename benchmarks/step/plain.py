@@ -16,19 +16,19 @@ from benchmarks.step.text import UNLABELLED, Padded
 from benchmarks.step.turns import Feed, Gate, Loop
 
 
-def bert(shape: Shape, vocabulary: int, dropout: float, seed: int) -> Any:
+def bert(fields: dict[str, Any], vocabulary: int, seed: int) -> Any:
     """A random ``BertForMaskedLM`` that gives its hidden states."""
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(seed)
-    return BertForMaskedLM(BertConfig(vocab_size=vocabulary, output_hidden_states=True, **shape.fields(dropout)))
+    return BertForMaskedLM(BertConfig(vocab_size=vocabulary, output_hidden_states=True, **fields))
 
 
 def saved_teacher(shape: Shape, vocabulary: int, folder: Path) -> Path:
     """A random teacher as a Hugging Face folder."""
     path = folder / f"teacher-{shape.layers}x{shape.width}"
     if not (path / "config.json").exists():
-        bert(shape, vocabulary, 0.1, seed=1).save_pretrained(path)
+        bert(shape.fields(0.1, 0.1), vocabulary, seed=1).save_pretrained(path)
     return path
 
 

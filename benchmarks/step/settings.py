@@ -20,7 +20,7 @@ class Shape:
     heads: int
     intermediate: int
 
-    def fields(self, dropout: float) -> dict[str, Any]:
+    def fields(self, dropout: float = 0.0, attention_dropout: float = 0.0) -> dict[str, Any]:
         """By the names of Hugging Face and of ``student.model``."""
         return {
             "hidden_size": self.width,
@@ -28,7 +28,7 @@ class Shape:
             "num_attention_heads": self.heads,
             "intermediate_size": self.intermediate,
             "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
+            "attention_probs_dropout_prob": attention_dropout,
         }
 
 
@@ -73,7 +73,9 @@ class Setting:
     sequences: int
     """In a step: one micro-batch."""
     dropout: float = 0.1
-    """On hidden states and attention probabilities of the student, as published."""
+    """On the student's hidden states."""
+    attention_dropout: float = 0.1
+    """On its attention probabilities; both as published."""
 
     @property
     def length(self) -> int:
@@ -88,5 +90,9 @@ class Setting:
     def objective(self) -> list[dict[str, Any]]:
         return OBJECTIVES[self.recipe]
 
+    @property
+    def student_fields(self) -> dict[str, Any]:
+        return self.student.fields(self.dropout, self.attention_dropout)
+
     def without_dropout(self) -> Setting:
-        return replace(self, dropout=0.0)
+        return replace(self, dropout=0.0, attention_dropout=0.0)

@@ -53,10 +53,13 @@ def _files(setting: Setting, teacher: Path, vocabulary: int, here: Path) -> list
     """What its command line names: models with their weights, and how many examples an epoch has."""
     from transformers import BertForMaskedLM
 
-    for name, shape in (("teacher", setting.teacher), ("student", setting.student)):
+    teacher_fields = setting.teacher.fields(
+        setting.dropout, setting.attention_dropout
+    )  # its teacher is never in eval()
+    for name, fields in (("teacher", teacher_fields), ("student", setting.student_fields)):
         (here / name).mkdir(parents=True, exist_ok=True)
         config = {"vocab_size": vocabulary, "hidden_act": "gelu", "max_position_embeddings": 512}
-        config |= {"type_vocab_size": 2, "initializer_range": 0.02, "pre_trained": "", **shape.fields(setting.dropout)}
+        config |= {"type_vocab_size": 2, "initializer_range": 0.02, "pre_trained": "", **fields}
         for file in ("config.json", "bert_config.json"):
             (here / name / file).write_text(json.dumps(config), encoding="utf-8")
     weights = BertForMaskedLM.from_pretrained(teacher).state_dict()

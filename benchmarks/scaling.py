@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.step.ours import build_parts, real_loop, run_config
+from benchmarks.step.ours import Precision, build_parts, real_loop, run_config
 from benchmarks.step.plain import saved_teacher
 from benchmarks.step.record import table
 from benchmarks.step.settings import BASE, H256, Setting, Shape
@@ -42,8 +42,18 @@ SLIGHT = Shape(6, 64, 2, 128)
 """A teacher that costs nothing: bytes depend on the student alone."""
 TRAFFIC = Setting("traffic", SLIGHT, H256, "minirbt", "lines-128", 16)
 SPEED = Setting("packed-128", BASE, H256, "minirbt", "packed-128", 16)
-CASES = [("fp32", 0, 1), ("fp32", 1, 1), ("bf16", 1, 1), ("fp32", 0, 4), ("fp32", 1, 4), ("bf16", 1, 4)]
-"""Precision, ZeRO stage, micro-steps at least."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``micro_steps``: 1, or about so many."""
+
+    precision: Precision
+    zero_stage: int
+    micro_steps: int
+
+
+CASES = [Case(p, z, m) for m in (1, 4) for p, z in (("fp32", 0), ("fp32", 1), ("bf16", 1))]
 
 
 # ---------------------------------------------------------------- counting
@@ -61,11 +71,14 @@ SENT: dict[str, tuple[int, float]] = {
     "broadcast": (0, 1.0),
     "all_gather": (0, 1.0),
     "all_gather_into_tensor": (0, 1.0),
+    "all_gather_single": (0, 1.0),
     "reduce_scatter": (1, 1.0),
     "reduce_scatter_tensor": (1, 1.0),
+    "reduce_scatter_single": (1, 1.0),
     "all_to_all_single": (1, 1.0),
 }
-"""Collective -> (which argument holds the whole, how often (n - 1) / n of it is sent by each rank)."""
+"""Collective -> (which argument holds the whole, how often (n - 1) / n of it is sent by each rank); the names of some
+differ between versions of torch."""
 
 
 @dataclass
@@ -77,7 +90,8 @@ class Wire:
     _inside: threading.local = field(default_factory=threading.local)
 
     def install(self) -> None:
-        for name, (place, times) in SENT.items():
+        here = {name: how for name, how in SENT.items() if hasattr(dist, name)}
+        for name, (place, times) in here.items():
             setattr(dist, name, self._counted(name, getattr(dist, name), place, times))
 
     def clear(self) -> None:
@@ -112,14 +126,13 @@ def least_bytes(parameters: int, bytes_each: int, ranks: int) -> float:
 def traffic(wire: Wire, corpus: Corpus, teacher: Path, work: Path, rank: Rank) -> list[dict[str, Any]]:
     """For each case the bytes and collectives of a step, the mean of two after the first."""
     found = []
-    for precision, stage, micro_steps in CASES:
-        longest = TRAFFIC.sequences * rank.world_size * TRAFFIC.length
+    for case in CASES:
         training = {
-            "zero_stage": stage,
+            "zero_stage": case.zero_stage,
             "global_batch_size": TRAFFIC.sequences * rank.world_size,
-            "micro_batch_tokens": longest if micro_steps == 1 else 4 * TRAFFIC.length,
+            "micro_batch_tokens": TRAFFIC.sequences * TRAFFIC.length // case.micro_steps,
         }
-        config = run_config(TRAFFIC, corpus, teacher, work, precision, **training)  # type: ignore[arg-type]
+        config = run_config(TRAFFIC, corpus, teacher, work, case.precision, **training)
         parts = build_parts(config, corpus, rank)
         loop = real_loop(parts)
         loop.step()
@@ -131,8 +144,7 @@ def traffic(wire: Wire, corpus: Corpus, teacher: Path, work: Path, rank: Rank) -
         engine = parts.trainees[0].engine
         found.append(
             {
-                "precision": precision,
-                "stage": stage,
+                "case": f"{case.precision}, ZeRO {case.zero_stage}",
                 "micro_steps": statistics.mean(taken),
                 "bytes": wire.bytes / 2,
                 "calls": {name: number / 2 for name, number in wire.calls.items()},
@@ -210,8 +222,9 @@ def traffic_rows(ranks: int, found: list[list[dict[str, Any]]]) -> list[list[str
         least = {each: least_bytes(most["parameters"], each, ranks) for each in (4, 2)}
         ratios = [f"{most['bytes'] / least[each]:.3f}" if least[each] else "-" for each in (4, 2)]
         calls = ", ".join(f"{number:g} {name}" for name, number in sorted(most["calls"].items())) or "none"
-        what = f"{most['precision']}, ZeRO {most['stage']}"
-        rows.append([str(ranks), what, f"{most['micro_steps']:g}", f"{most['bytes'] / 1e6:.2f}", *ratios, calls])
+        rows.append(
+            [str(ranks), most["case"], f"{most['micro_steps']:g}", f"{most['bytes'] / 1e6:.2f}", *ratios, calls]
+        )
     return rows
 
 

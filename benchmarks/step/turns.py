@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -48,8 +49,7 @@ class Feed:
         return 10**9
 
     def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield from self._gate.through(self._batches)
+        return self._gate.through(itertools.cycle(self._batches))
 
 
 class Loop:

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 
 from benchmarks.step.settings import Setting, Shape
 from distill_core.batch import Batch
-from distill_core.models.config import EncoderConfig
-from launcher.flops import forward_flops
 
 CPU_PRODUCTS = ((1024, 768, 3072), (2048, 768, 768), (4096, 768, 3072))
 """Rows, inner and outer width of bf16 products, as in a teacher of BERT's base size."""
@@ -25,7 +23,7 @@ def useful_flops(setting: Setting, batches: Sequence[Batch], vocabulary: int) ->
     mean_length = sum(batch.counts()["pairs"] for batch in batches) / tokens  # of the sequence that a token is in
     rows = {"distilbert": tokens, "tinybert": 0}.get(setting.recipe, sum(batch.n_masked for batch in batches))
     teacher, student = (
-        forward_flops(encoder(shape, vocabulary), mean_length, rows / tokens)
+        forward_flops(shape, mean_length) + rows / tokens * head_flops(shape, vocabulary)
         for shape in (setting.teacher, setting.student)
     )
     maps = setting.student.layers + 1 if setting.recipe in ("minirbt", "tinybert") else 0
@@ -35,8 +33,15 @@ def useful_flops(setting: Setting, batches: Sequence[Batch], vocabulary: int) ->
     return tokens * (teacher + 3 * (student + projections))
 
 
-def encoder(shape: Shape, vocabulary: int) -> EncoderConfig:
-    return EncoderConfig(vocab_size=vocabulary, **shape.fields())
+def forward_flops(shape: Shape, mean_length: float) -> float:
+    """Of one token in all layers."""
+    matrices = 4 * shape.width**2 + 2 * shape.width * shape.intermediate
+    return shape.layers * (2 * matrices + 4 * shape.width * mean_length)
+
+
+def head_flops(shape: Shape, vocabulary: int) -> float:
+    """Of one token in the masked-LM head."""
+    return 2.0 * shape.width * (shape.width + vocabulary)
 
 
 def matrix_peak(device: torch.device, clock: Callable[[], float] = time.process_time, repeats: int = 9) -> float:

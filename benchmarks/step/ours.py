@@ -18,11 +18,12 @@ from benchmarks.step.turns import Gate, Loop
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
-from distill_core.build import Parts, build, freeze, make_loader, splits, student_module
+from distill_core.build import Parts, build, make_loader, splits, student_module
 from distill_core.config import RunConfig
 from distill_core.data import Step
 from distill_core.engine import Rank, start_ranks
 from distill_core.load import stage_teachers
+from distill_core.objective import Teacher
 from distill_core.stage import train
 
 Precision = Literal["bf16", "fp32"]
@@ -109,13 +110,13 @@ def real_loop(parts: Parts) -> Loop:
 class Bare:
     """Forward, backward and AdamW of the same modules on ready batches, and nothing else."""
 
-    def __init__(self, config: RunConfig, corpus: Corpus, rank: Rank, teachers: list[Any] | None = None) -> None:
-        """``teachers``: already loaded ones, shared with :func:`build_parts`."""
+    def __init__(self, config: RunConfig, corpus: Corpus, rank: Rank) -> None:
         stage: Any = config.stages[0]
+        dtype = torch.bfloat16 if stage.training.precision == "bf16" else torch.float32
         loaded = stage_teachers(config, 0, corpus, [])
         module = student_module(config, 0, corpus, [], loaded, NEVER)
-        self.teachers = teachers or freeze(stage, loaded, [module], rank)
-        dtype = torch.bfloat16 if stage.training.precision == "bf16" else torch.float32
+        objective: Any = module.objectives[0]
+        self.teacher = Teacher(loaded[0].model.to(rank.device, dtype), objective.needs().teacher)
         self.masters = [p.detach().to(rank.device, torch.float32).clone() for p in module.parameters()]
         self.module = module.to(rank.device, dtype).train()
         self.parameters = list(module.parameters())
@@ -134,8 +135,7 @@ class Bare:
         batches = [batch.to(self.rank.device) for batch in batches]
         counts, losses = self._counts(batches), []
         for batch in batches:
-            taught = [teacher(batch) for teacher in self.teachers]
-            losses.append(self.module(batch, taught, counts, 0.0).total)
+            losses.append(self.module(batch, [self.teacher(batch)], counts, 0.0).total)
             losses[-1].backward()
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()

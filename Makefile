@@ -6,7 +6,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-prep-kill test-recipes bench-prep lint typecheck check format clean
+.PHONY: help install quickstart test test-prep-kill test-recipes bench bench-prep lint typecheck check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ test-prep-kill: install ## Preparations killed at each step and at random moment
 
 test-recipes: install ## Every recipe, made tiny, from text to exported student
 	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes
+
+bench: install ## The step against its bars (VOCAB=vocab.txt TEXTS="files" TINYBERT=, DISTILBERT= checkouts); recorded
+	@OMP_NUM_THREADS=1 timeout 1000 $(BIN)/python -m benchmarks.step $(VOCAB) $(TEXTS) --record docs/benchmarks.md \
+		$(if $(TINYBERT),--tinybert $(TINYBERT)) $(if $(DISTILBERT),--distilbert $(DISTILBERT))
 
 bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines")
 	@OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS)

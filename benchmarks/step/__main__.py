@@ -1,0 +1,140 @@
+"""Our distillation step and published ones in one table: python -m benchmarks.step VOCABULARY FILES...
+
+All of them do the same work on the same text, in turns, step by step, in one process; figures are medians of ratios of
+processor seconds (GPU: of the wall). Nobody's data loading is measured but ours: peers get ready batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.step import record
+from benchmarks.step.bars import MEMORY, NUMERICS, SETTINGS, VARIANTS
+from benchmarks.step.bench import Bench
+from benchmarks.step.measure import Outcome, interleaved, memory_alone, quiet
+from benchmarks.step.numerics import BOUNDS, Check, check
+from benchmarks.step.ours import start_alone
+from benchmarks.step.text import prepared
+from distill_core.engine import Rank
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("vocabulary", type=Path, help="vocab.txt")
+    parser.add_argument("files", nargs="+", help="text, JSON lines")
+    parser.add_argument("--tinybert", type=Path, help="checkout of TinyBERT (the folder with general_distill.py)")
+    parser.add_argument("--distilbert", type=Path, help="checkout of DistilBERT (the folder with distiller.py)")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=800.0, help="no setting begins after them (default 800)")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="settings")
+    parser.add_argument("--without", nargs="*", default=[], choices=["numerics", "memory"])
+    parser.add_argument("--record", type=Path, help="append the tables to this Markdown file")
+    parser.add_argument("--work", type=Path, help="keep prepared text and random teachers here")
+    parser.add_argument("--alone", nargs=2, metavar=("SETTING", "VARIANT"), help="two steps; prints its peak memory")
+    return parser.parse_args()
+
+
+class Run:
+    """One call of the program."""
+
+    def __init__(self, given: argparse.Namespace, work: Path) -> None:
+        self.given, self.work, self.began = given, work, time.monotonic()
+        self.rank: Rank = start_alone(work)
+
+    def bench(self, name: str) -> Bench:
+        setting = SETTINGS[name]
+        corpus = prepared(setting.text, self.given.files, self.given.vocabulary, self.work / "corpora")
+        peers = {peer: path for peer in ("tinybert", "distilbert") if (path := getattr(self.given, peer)) is not None}
+        return Bench(setting, corpus, self.work, self.rank, peers, self.given.rounds + 1)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() - self.began > self.given.seconds
+
+    def alone(self, setting: str, variant: str) -> None:
+        with quiet():
+            runner = self.bench(setting).runner(variant)
+            runner.step()
+            runner.step()
+        print(json.dumps({"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}), flush=True)
+
+    def numerics(self) -> list[Check]:
+        found = []
+        for name in NUMERICS:
+            if name in self.given.only and not self.late:
+                bench = self.bench(name)
+                for precision in BOUNDS:
+                    with quiet():
+                        where = (bench.setting, bench.corpus, bench.teacher, self.work, self.rank)
+                        found.append(check(*where, precision))
+        return found
+
+    def outcomes(self) -> list[Outcome]:
+        found = []
+        for name in self.given.only:
+            if self.late:
+                print(f"{name}: left out, {self.given.seconds:g} seconds are over", flush=True)
+                continue
+            with quiet():
+                found.append(interleaved(self.bench(name), VARIANTS[name], self.given.rounds, self.given.seconds / 6))
+            print(record.measured(found[-1:], "CPU second") + "\n", flush=True)
+        return found
+
+    def memory(self) -> dict[tuple[str, str], float]:
+        found = {}
+        passed = [str(self.given.vocabulary), *self.given.files, "--work", str(self.work)]
+        for peer in ("tinybert", "distilbert"):
+            path = getattr(self.given, peer)
+            passed += [] if path is None else [f"--{peer}", str(path)]
+        for setting, variants in MEMORY.items():
+            for variant in variants:
+                if not self.late:
+                    value = memory_alone(passed, setting, variant)
+                    if isinstance(value, str):
+                        print(f"memory of {setting}, {variant}: {value}", flush=True)
+                    else:
+                        found[setting, variant] = value
+        return found
+
+
+def main() -> int:
+    """Prints the tables; 1 when a gradient is out of its bound."""
+    given = arguments()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    with contextlib.ExitStack() as stack:
+        work = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zhengliu-step-")))
+        work.mkdir(parents=True, exist_ok=True)
+        run = Run(given, work)
+        if given.alone is not None:
+            run.alone(*given.alone)
+            return 0
+        outcomes = run.outcomes()
+        checks = [] if "numerics" in given.without else run.numerics()
+        memory = {} if "memory" in given.without else run.memory()
+        parts = {
+            "Against the bars": record.against_bars(outcomes, memory),
+            "Measured": record.measured(outcomes, "CPU second"),
+            "Peak memory, each in a process of its own": record.memory_table(memory),
+            "Gradient of the real step against plain fp32 autograd, without dropout": record.numerics(checks),
+        }
+        for name, text in parts.items():
+            print(f"\n{name}\n\n{text}", flush=True)
+        if given.record is not None:
+            record.append(given.record, "The distillation step on one core", "make bench", parts)
+    return 0 if all(one.ok for one in checks) else 1
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # as distill_core.run does: threads of gloo now and then abort the interpreter's end

@@ -28,8 +28,8 @@ from distill_core.models.encoder import Encoder
 from distill_core.shapes import stage_shape
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.model import TaskModel
-from launcher.agent import Job
-from launcher.backends import BACKENDS
+from launcher import agent
+from launcher.job import Job
 
 
 def measured(config: RunConfig, stage: str, ranks: int, steps: int, trace: Path | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def measured(config: RunConfig, stage: str, ranks: int, steps: int, trace: Path 
         command = [sys.executable, "-P", "-m", "distill_core.profile", str(aside.folder), stage, str(result)]
         command += ["--steps", str(steps), *([] if trace is None else ["--trace", str(trace.resolve())])]
         job = Job(folder=aside.folder, ranks=ranks, command=command)
-        BACKENDS[config.launch.backend]().run(job)
+        agent.run(job)
         found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
 

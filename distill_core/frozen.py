@@ -78,7 +78,7 @@ def shard(model: StageModel, rank: Rank) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(rank.device.type, (rank.world_size,))
-    encoder = encoder_of(model)
+    encoder = encoder_of(model.requires_grad_(False))
     layers = encoder.bert.encoder
     inner = set(layers.parameters())
     outer = {parameter for parameter in model.parameters() if parameter not in inner}

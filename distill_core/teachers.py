@@ -38,16 +38,16 @@ def freeze(
     before = []
     if batch is not None:
         before = [reference_answers(t.model, asked[n], training, batch, n) for n, t in enumerate(loaded)]
-    teachers = [Teacher(lowered(t.model, training, rank.device), asked[n], n) for n, t in enumerate(loaded)]
-    found = []
-    if batch is not None:
-        near = [teacher.to(rank.device) for teacher in teachers]
-        found = [effects(module, batch, before, [teacher(batch) for teacher in near]) for module in modules]
-    for teacher in teachers:
+    teachers = []
+    for place, teacher in enumerate(loaded):
+        model = lowered(teacher.model, training, rank.device)
         if training.teacher_sharding != "none":
-            shard(teacher.encoder, rank)
-        compile_parts(teacher.encoder, training.compile)
-    return teachers, found
+            shard(model, rank)
+        compile_parts(model, training.compile)
+        teachers.append(Teacher(model, asked[place], place))
+    if batch is None:
+        return teachers, []
+    return teachers, [effects(module, batch, before, [teacher(batch) for teacher in teachers]) for module in modules]
 
 
 def wanted(modules: Sequence[Distillation], place: int) -> FeatureRequest:

@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointed": {"activation_checkpointing": True},
     "checkpointed-3": {"activation_checkpointing": True, "zero_stage": 3},
     "sharded": {"teacher_sharding": "zero3"},
+    "bf16-sharded": {"precision": "bf16", "teacher_sharding": "zero3"},
     "bf16-teacher": {"teacher_precision": "bf16"},
     "int8-teacher": {"teacher_precision": "int8"},
     "int8-sharded": {"teacher_precision": "int8", "teacher_sharding": "zero3"},

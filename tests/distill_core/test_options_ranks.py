@@ -63,5 +63,9 @@ def test_a_lower_precision_is_measured_and_does_little(runs: Path, case: str, bo
     assert f"teacher in {facts['teacher_precision']}: kd_ce" in (runs / "log").read_text(encoding="utf-8")
 
 
+def test_sixteen_bits_and_shards_go_together(runs: Path) -> None:
+    assert losses(runs, "bf16-sharded") == pytest.approx(losses(runs, "plain"), rel=1e-2)
+
+
 def test_eight_bits_and_shards_go_together(runs: Path) -> None:
     assert losses(runs, "int8-sharded") == losses(runs, "int8-teacher")

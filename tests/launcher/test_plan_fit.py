@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -58,6 +59,15 @@ def test_the_simulation_against_a_real_pass(prepared: Path, monkeypatch: pytest.
     monkeypatch.setattr(simulation, "FakeTensorMode", lambda **_: contextlib.nullcontext())
     assert found.complete and found.activations > found.logits > 0
     assert simulation.simulate(stage.work) == found
+
+
+def test_checkpointed_layers_keep_less(prepared: Path) -> None:
+    work = planned(prepared).stages[0].work
+    deep = dataclasses.replace(work, student=work.student.model_copy(update={"num_hidden_layers": 8}))
+    plain, twice = (
+        simulation.simulate(dataclasses.replace(deep, checkpointing=checkpointing)) for checkpointing in (False, True)
+    )
+    assert twice.complete and twice.activations < 0.5 * plain.activations
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

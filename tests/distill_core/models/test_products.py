@@ -84,7 +84,7 @@ def test_bf16_streams_take_it_and_stay_close(lengths: list[int]) -> None:
         assert a.dtype == torch.bfloat16
         assert (a.double() - b).norm() < 0.01 * b.norm()
     q, k, v = inputs
-    where = layout(lengths, "runs").to(torch.device("cpu"))
+    where = layout(lengths, "runs")
     assert torch.equal(found[0], attend_by_products(q, k, v, where.groups))
 
 

@@ -44,9 +44,3 @@ def test_bytes_of_a_teacher() -> None:
     assert plan_options.teacher(SHAPE, training(teacher_precision="int8"), 8) == 2 * outer + 4 * layer
     sharded = plan_options.teacher(SHAPE, training(teacher_sharding="zero3"), 8)
     assert sharded == 2 * (outer + 4 * layer / 8 + layer)
-
-
-def test_checkpointing_keeps_one_vector_a_layer() -> None:
-    plain = plan_options.activations(SHAPE, training())
-    assert plain == 2 * 4 * (11 * 32 + 2 * 64)
-    assert plan_options.activations(SHAPE, training(activation_checkpointing=True)) == 2 * (4 * 32) + plain / 4

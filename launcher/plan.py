@@ -169,10 +169,8 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     alone = not isinstance(stage, DistillStage) or stage.teacher_cache is not None
     if not alone and group_of(config.stages, index)[0] != index:
         flops -= cost.live  # the teachers answer once, for the first of the group
-    micro_steps = max(
-        1, math.ceil(training.global_batch_size * data.mean_length / (ranks * training.micro_batch_tokens))
-    )
-    tokens_at_once = training.global_batch_size * data.mean_length / (ranks * micro_steps)
+    tokens = training.global_batch_size * data.mean_length / ranks
+    micro_steps = max(1, math.ceil(tokens / training.micro_batch_tokens))
     trained = student.parameters() + projections
     return StagePlan(
         name=stage.name,
@@ -190,7 +188,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         flops_per_token=flops,
         teacher_flops_per_token=cost.live,
         training=training,
-        work=micro_step(config, stage, student, teachers, tokens_at_once, data),
+        work=micro_step(config, stage, student, teachers, tokens / micro_steps, data),
         trained=trained,
         longest=config.longest(stage),
         ranks=ranks,

@@ -35,6 +35,6 @@ def memory_together(stages: list[StagePlan]) -> float:
     """Bytes on one rank: each student's own state, the teachers once, and one student's activations at a time."""
     memories = [stage.memory for stage in stages]
     own = sum(memory.weights + memory.gradients + memory.optimizer for memory in memories)
-    passing = max(memory.activations + memory.logits for memory in memories)
+    passing = max(memory.activations + memory.logits + memory.workspace for memory in memories)
     first = memories[0]
-    return first.process + max(first.loading, own + first.teacher + passing + first.workspace)
+    return first.process + max(first.loading, own + first.teacher + passing)

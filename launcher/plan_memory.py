@@ -10,8 +10,10 @@ from launcher.simulation import Peak, Work
 
 PROCESS = 0.65e9
 """What a rank takes on a CPU before it has any tensor: Python and its libraries."""
-WORKSPACE = {"bf16": 0.15e9, "fp16": 0.15e9, "fp32": 0.03e9}
+KERNELS = {"bf16": 0.15e9, "fp16": 0.15e9, "fp32": 0.03e9}
 """What steps take there beside tensors: kernels made for their shapes, packed matrices, sockets."""
+HEAP = 0.5
+"""Of what a micro-step has alive: what the heap holds besides, as its blocks differ in size from step to step."""
 LOADED = 2.0
 """Copies in fp32 of a model that is being read: transformers' and ours."""
 
@@ -27,8 +29,10 @@ class Memory:
     teacher: float
     activations: float
     logits: float
-    workspace: float
+    kernels: float
     """What libraries take in a step. Here and below: only on a CPU, as device memory holds tensors alone."""
+    heap: float
+    """Share of the activations and logits that the heap holds besides."""
     process: float
     """Python and its libraries."""
     loading: float
@@ -41,6 +45,10 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.teacher
 
     @property
+    def workspace(self) -> float:
+        return self.kernels + self.heap * (self.activations + self.logits)
+
+    @property
     def total(self) -> float:
         return self.process + max(self.loading, self.lasting + self.activations + self.logits + self.workspace)
 
@@ -51,8 +59,8 @@ class Memory:
 
     def most_tokens(self, capacity: float) -> float:
         """Tokens of the largest micro-step that fits into ``capacity`` bytes; 0 if none does."""
-        each = (self.activations + self.logits) / self.tokens
-        return max(0.0, capacity - self.process - self.workspace - self.lasting) / each if each else float("inf")
+        each = (1 + self.heap) * (self.activations + self.logits) / self.tokens
+        return max(0.0, capacity - self.process - self.kernels - self.lasting) / each if each else float("inf")
 
 
 def memory(work: Work, peak: Peak, trained: int, training: TrainingConfig, zero: int, ranks: int, gpu: bool) -> Memory:
@@ -72,7 +80,8 @@ def memory(work: Work, peak: Peak, trained: int, training: TrainingConfig, zero:
         teacher=sum(plan_options.teacher(shape, training, ranks) for shape in work.teachers),
         activations=peak.activations,
         logits=peak.logits,
-        workspace=0.0 if gpu else WORKSPACE[training.precision],
+        kernels=0.0 if gpu else KERNELS[training.precision],
+        heap=0.0 if gpu else HEAP,
         process=0.0 if gpu else PROCESS,
         loading=0.0 if gpu else LOADED * 4.0 * max(sizes, default=0),
         tokens=work.tokens,

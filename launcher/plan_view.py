@@ -179,7 +179,8 @@ def memory_table(plan: Plan) -> Table:
         table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
     table.caption = "on one rank; act., logits: alive at the peak of a micro-step, as simulated"
     if not plan.stages[0].gpu:
-        table.caption += "; work: kernels; process: Python and its libraries; loading: while teachers are read"
+        table.caption += "; work: kernels, and what the heap holds besides; process: Python and its libraries; "
+        table.caption += "loading: while teachers are read"
     alone = [stage.name for stage in plan.stages if not stage.peak.complete]
     if alone:
         table.caption += f"; without what the losses of {', '.join(alone)} take by themselves"

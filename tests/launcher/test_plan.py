@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,25 @@ def training(**values: Any) -> TrainingConfig:
 
 def test_memory_by_hand() -> None:
     found = Memory(
-        1.0, 2.0, 3.0, 4.0, activations=100.0, logits=50.0, workspace=1.0, process=1000.0, loading=121.0, tokens=10
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+        activations=100.0,
+        logits=50.0,
+        kernels=1.0,
+        heap=0.0,
+        process=1000.0,
+        loading=121.0,
+        tokens=10,
     )
     assert (found.lasting, found.total) == (10.0, 1161.0)
     assert found.at(20).total == 1311.0
     assert found.at(2).total == 1121.0  # less than what loading takes
     assert found.most_tokens(1161.0) == 10.0
     assert found.most_tokens(1000.0) == 0.0
+    loose = replace(found, heap=0.5)
+    assert (loose.workspace, loose.total, loose.most_tokens(loose.total)) == (76.0, 1236.0, 10.0)
 
 
 # ---------------------------------------------------------------- a whole run

@@ -140,18 +140,16 @@ def traffic(wire: Wire, corpus: Corpus, teacher: Path, work: Path, rank: Rank) -
         loop.step()
         loop.step()
         taken = [len(parts.loader.step(number).batches) for number in (1, 2)]
-        loop.close()
-        engine = parts.trainees[0].engine
         found.append(
             {
                 "case": f"{case.precision}, ZeRO {case.zero_stage}",
                 "micro_steps": statistics.mean(taken),
                 "bytes": wire.bytes / 2,
                 "calls": {name: number / 2 for name, number in wire.calls.items()},
-                "parameters": sum(p.numel() for p in engine.module.parameters()),
+                "parameters": sum(p.numel() for p in parts.trainees[0].engine.module.parameters()),
             }
         )
-        engine.close()
+        loop.close()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -78,8 +79,10 @@ def interleaved(
         peaks.append(peak())
     for runner in runners.values():
         runner.close()
+    runners.clear()
+    gc.collect()  # models and loops hold one another
     on_gpu = bench.rank.device.type == "cuda"
-    found = [_found(bench, name, taken, peaks, memory[name] / 1e9 if on_gpu else None) for name in runners]
+    found = [_found(bench, name, taken, peaks, memory[name] / 1e9 if on_gpu else None) for name in taken]
     return Outcome(bench.setting.name, bench.fill, found, missing, statistics.median(peaks), len(peaks))
 
 

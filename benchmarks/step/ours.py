@@ -98,13 +98,19 @@ def build_parts(config: RunConfig, corpus: Corpus, rank: Rank) -> Parts:
 
 
 def real_loop(parts: Parts) -> Loop:
-    """``distill run``'s own loop: loader, DeepSpeed, checks, logging at every step."""
+    """``distill run``'s own loop: loader, DeepSpeed, checks, logging. Closing it releases what DeepSpeed holds."""
 
     def program(gate: Gate) -> None:
         parts.loader = _Paced(parts.loader, gate)  # type: ignore[assignment]
         train(parts)
 
-    return Loop(program)
+    def release() -> None:
+        for trainee in parts.trainees:
+            trainee.engine.close()
+            if trainee.monitor is not None:
+                trainee.monitor.close()
+
+    return Loop(program, release)
 
 
 class Bare:
@@ -170,7 +176,6 @@ def first_step(config: RunConfig, corpus: Corpus, rank: Rank) -> FirstStep:
     loop.step()
     state = trainee.engine.full_state(1)
     loop.close()
-    trainee.engine.close()
     rest = 1 - trainee.training.optimizer.betas[0]
     gradient = {name: state.moments[f"exp_avg/{name}"] / rest for name in weights}
     last = (config.stage_folder(0) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]

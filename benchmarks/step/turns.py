@@ -57,13 +57,14 @@ class Loop:
 
     Args:
         program: the loop; its data must come through the gate that it is given.
+        at_end: what is to be released when the loop is closed.
     """
 
-    def __init__(self, program: Callable[[Gate], None]) -> None:
+    def __init__(self, program: Callable[[Gate], None], at_end: Callable[[], None] = lambda: None) -> None:
         self._gate, self._done = Gate(), False
         self._error: BaseException | None = None
         self._threads = torch.get_num_threads()
-        self._program = program
+        self._program, self._at_end = program, at_end
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._until_it_waits()
@@ -96,3 +97,4 @@ class Loop:
             self._gate._over = True
             self._gate._go.release()
             self._thread.join()
+        self._at_end()

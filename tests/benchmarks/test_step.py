@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).parent / "step_program.py"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("step")
-    ranks.start(PROGRAM, 1, str(out))
+    ranks.start(PROGRAM, 1, str(out), timeout=280)
     loaded: dict[str, Any] = json.loads((out / "found.json").read_text(encoding="utf-8"))
     return loaded
 

@@ -54,16 +54,17 @@ def carry_through(backend: Backend, job: Job) -> None:
         LaunchError, Requeue: the last start's.
     """
     supervision = backend.cluster.supervision
+    restarts = 0 if backend.restarts else supervision.restarts
     for restart in itertools.count():
         try:
             return backend.run(job)
         except Requeue:
             raise
         except LaunchError as error:
-            if error.exit_code != LaunchError.exit_code or restart >= supervision.restarts:
+            if error.exit_code != LaunchError.exit_code or restart >= restarts:
                 raise
             left = remaining(job, error.host, supervision.min_nodes)
-            again = f"Starting again ({restart + 1} of {supervision.restarts}), with {max(1, len(left))} node(s)."
+            again = f"Starting again ({restart + 1} of {restarts}), with {max(1, len(left))} node(s)."
             print(f"{error}\n{again}", flush=True)
             job = job.with_nodes(left, mark()) if left else job
 

@@ -12,6 +12,9 @@ from launcher.job import Job
 class Backend(ABC):
     """One way of starting agents; ``cluster``: the cluster file, or an empty one of its kind."""
 
+    restarts = False
+    """Whether it starts lost ranks again by itself, so that the launcher does not."""
+
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
 

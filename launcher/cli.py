@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
     from configs.cluster import load_cluster
-    from launcher import launch
+    from launcher import launch, scheduled
     from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
@@ -60,6 +60,8 @@ def run(
     where = None if cluster is None else load_cluster(cluster)
     if dry_run:
         typer.echo(launch.dry_run(config, only, where))
+    elif where is None and scheduled.is_rank(os.environ):
+        scheduled.leave(config, only)
     else:
         launch.launch(config, only, where)
 

@@ -42,6 +42,7 @@ def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | 
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
+        backend.check(job)
         prepare_data(config.data, config.data_folder)
         carry_through(backend, job)
     return 0

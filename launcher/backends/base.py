@@ -28,6 +28,14 @@ class Backend(ABC):
 
         return ranks(self.cluster.processes or wanted)
 
+    def check(self, job: Job) -> None:
+        """Before any work is done: that ``job`` could be started.
+
+        Raises:
+            LaunchError, ConfigError: what is missing, and on which host.
+        """
+        del job
+
     @abstractmethod
     def describe(self, job: Job) -> str:
         """What :meth:`run` would start, for ``--dry-run``: shell words that a person could paste."""

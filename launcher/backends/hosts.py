@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from configs.cluster import HostsCluster
@@ -114,7 +113,7 @@ class Hosts(Backend):
             return dict(os.environ)
         return {name: os.environ[name] for name in KEPT if name in os.environ} | self._told()
 
-    def _told(self) -> Mapping[str, str]:
+    def _told(self) -> dict[str, str]:
         config = ("-F", self.cluster.ssh_config) if self.cluster.ssh_config else ()
         return {
             "DS_ACCELERATOR": "cpu",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -135,15 +135,14 @@ def test_torchrun_with_a_restart(net: Network, run_file: Path, whole: Path) -> N
 
 
 def torchrun(net: Network, number: int, command: list[str]) -> subprocess.Popen[str]:
-    host = net[number]
-    options = ["--nnodes", "2", "--nproc_per_node", "2", "--max-restarts", "2", "--rdzv_backend", "c10d"]
-    options += ["--rdzv_endpoint", f"{net[1].address}:29577", "--rdzv_id", "chain", "--local-addr", host.address]
-    options += ["--rdzv_conf", f"is_host={int(number == 1)}"]
-    program = [str(shutil.which("torchrun", path=str(Path(sys.executable).parent))), *options]
-    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """As docs/clusters.md says."""
+    block = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split("## torchrun")[1].split("```bash")[1]
+    script = block.split("```")[0].replace("run RUN.yaml", shlex.join(command[2:]))
+    bins = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {"HEAD": net[1].address, "OWN": net[number].address, "IS_HEAD": str(int(number == 1))}
     return subprocess.Popen(
-        host.inside(*program, *command),
-        env=os.environ | variables,
+        net[number].inside("bash", "-c", script),
+        env=os.environ | variables | {"PATH": bins, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -66,7 +66,7 @@ def examine(folder: Path, backend: Hosts) -> Iterator[Finding]:
     hosts = backend.nodes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unseen = shared.unseen(folder, {host: backend._shell(host) for host in hosts})
+        unseen = shared.unseen(folder, {host: backend.shell(host) for host in hosts})
     except OSError as error:
         raise output_error(folder, error) from error
     answers = ask_all(folder, backend, hosts)
@@ -93,7 +93,7 @@ def ask_all(folder: Path, backend: Hosts, hosts: list[str]) -> dict[str, Answer]
     request = {"packages": list(FLOORS), "peers": hosts, "folder": str(folder.resolve()), "probe": TORCH_PROBE}
     program = shlex.join([backend.python, "-P", str(ROOT / "launcher" / "doctor_host.py")])
     with ThreadPoolExecutor(max_workers=min(64, len(hosts))) as pool:
-        answers = pool.map(lambda host: ask([*backend._shell(host), f"exec {program}"], request), hosts)
+        answers = pool.map(lambda host: ask([*backend.shell(host), f"exec {program}"], request), hosts)
         return dict(zip(hosts, answers, strict=True))
 
 

@@ -59,14 +59,14 @@ class Hosts(Backend):
                 "cluster file."
             )
         self.commands(job)
-        shared.check(job.folder, {host: self._shell(host) for host in job.hosts})
+        shared.check(job.folder, {host: self.shell(host) for host in job.hosts})
 
     def commands(self, job: Job) -> list[tuple[str, list[str]]]:
         """(name, words) of each local process."""
         if self.cluster.runner == "deepspeed":
             return [("DeepSpeed's runner", self._deepspeed(job))]
         return [
-            (host, [*self._shell(host), f"exec {shlex.join(self._agent(job, str(node)))}"])
+            (host, [*self.shell(host), f"exec {shlex.join(self._agent(job, str(node)))}"])
             for node, host in enumerate(job.hosts)
         ]
 
@@ -74,7 +74,7 @@ class Hosts(Backend):
         program = str(ROOT / "launcher" / "node.py")
         return [self.python, "-P", program, encoded(job.place / "job.json"), "--node", node]
 
-    def _shell(self, host: str) -> list[str]:
+    def shell(self, host: str) -> list[str]:
         """What a command for a shell on ``host`` is appended to."""
         config = ["-F", self.cluster.ssh_config] if self.cluster.ssh_config else []
         return ["ssh", *config, *SSH_OPTIONS, "--", host]

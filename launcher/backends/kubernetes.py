@@ -34,6 +34,7 @@ class Kubernetes(Backend):
     """``job: job``, ``pytorchjob`` or ``volcano``."""
 
     cluster: KubernetesCluster
+    passes_on = ()
 
     def __init__(self, cluster: KubernetesCluster) -> None:
         super().__init__(cluster)

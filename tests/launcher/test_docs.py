@@ -31,3 +31,20 @@ def test_the_hosts_file_shows_what_it_would_start(
     assert done.exit_code == 0, done.output
     assert "-m deepspeed.launcher.runner" in done.output
     assert "#   node1 slots=1\n#   node2 slots=1\n" in done.output
+
+
+@pytest.mark.parametrize("kind", ["job", "pytorchjob", "volcano"])
+def test_the_kubernetes_file_shows_what_it_would_start(
+    kind: str, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = block("Kubernetes", "yaml").replace("mount: /runs", f"mount: {tmp_path.resolve()}")
+    (tmp_path / "kubernetes.yaml").write_text(
+        text.replace("job: job", f"job: {kind}").replace("processes: 8", "processes: 2"), encoding="utf-8"
+    )
+    command = block("Kubernetes", "bash").splitlines()[0].replace("/runs", str(tmp_path.resolve())).split()
+    done = CliRunner().invoke(app, ["run", str(run_file), *command[3:]])
+    assert done.exit_code == 0, done.output
+    assert "kubectl apply -f -" in done.output
+    assert "- launcher.node\n" in done.output
+    assert not list((tmp_path / "small").iterdir()), "nothing is written"

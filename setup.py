@@ -60,6 +60,8 @@ setup(
             "datatrove>=0.10",
             "fastwarc>=1",
             "hypothesis>=6",
+            "kubeflow-training>=1.9,<2",
+            "kubernetes-validate>=1.31",
             "ltp_extension>=0.1.13",
             "mwparserfromhell>=0.6.6",
             "mypy>=1.11",

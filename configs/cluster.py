@@ -128,6 +128,89 @@ class SlurmCluster(ClusterConfig):
     """The cluster's MaxArraySize."""
 
 
+LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+"""RFC 1123, as Kubernetes wants namespaces, queues and the like."""
+SUBDOMAIN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+DnsLabel = Annotated[str, Field(pattern=LABEL)]
+DnsName = Annotated[str, Field(pattern=SUBDOMAIN, max_length=253)]
+Quantity = Annotated[str, Field(pattern=QUANTITY)]
+
+
+class Claim(Config):
+    """A PersistentVolumeClaim, and where pods and the machine that launches see it."""
+
+    claim: DnsName
+    mount: str = Field(pattern=r"^/[^:\x00]+$")
+    read_only: bool = False
+
+
+class PodResources(Config):
+    """Of each pod; requested and limited alike."""
+
+    cpu: Quantity = "4"
+    memory: Quantity = "16Gi"
+    gpus: int = Field(default=0, ge=0)
+    gpu_resource: str = Field(default="nvidia.com/gpu", pattern=r"^[a-z0-9.-]+/[a-z0-9.-]+$")
+    shm: Quantity = "1Gi"
+    """For /dev/shm, over which the ranks of a pod talk; a container's own has 64 MB. Counts as memory."""
+
+
+class SecretKey(Config):
+    """One value of a Secret that is in the cluster already."""
+
+    secret: DnsName
+    key: str = Field(pattern=r"^[-._a-zA-Z0-9]{1,253}$")
+
+
+class Account(Config):
+    """Numbers of the user and group that pods run as."""
+
+    user: int = Field(ge=0)
+    group: int = Field(ge=0)
+
+
+@CLUSTERS.add("kubernetes")
+class KubernetesCluster(ClusterConfig):
+    """Pods of a Kubernetes cluster, one agent in each. The machine that launches mounts the volumes as the pods do."""
+
+    kind: Literal["kubernetes"]
+    job: Literal["job", "pytorchjob", "volcano"] = "job"
+    """``job``: an indexed batch/v1 Job; ``pytorchjob``: Kubeflow's training operator (v1); ``volcano``: Volcano."""
+    nodes: int = Field(default=1, ge=1)
+    """Pods."""
+    image: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")
+    """With this project installed."""
+    python: str = Field(default="python3", pattern=r"^[A-Za-z0-9/][A-Za-z0-9._/+-]*$")
+    """The Python in the image."""
+    volumes: list[Claim] = Field(min_length=1)
+    """One of them holds the run folder; further ones data and models."""
+    resources: PodResources = PodResources()
+    secrets: dict[Annotated[str, Field(pattern=VARIABLE)], SecretKey] = {}
+    """Environment variables that are read from Secrets of the cluster; their values are never seen here."""
+    namespace: DnsLabel | None = None
+    context: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")
+    """Of kubectl's configuration; default: its current one."""
+    kubectl: str = Field(default="kubectl", pattern=r"^[A-Za-z0-9/][A-Za-z0-9._/+-]*$")
+    account: Account | None = None
+    """Default: that of whoever launches, who owns the files in the run folder."""
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, str | int]] = []
+    priority_class: DnsName | None = None
+    queue: DnsLabel | None = None
+    """Of Volcano."""
+
+    @model_validator(mode="after")
+    def _of_this_kind(self) -> KubernetesCluster:
+        if self.supervision.min_nodes is not None:
+            raise ValueError("supervision.min_nodes is not for Kubernetes: it replaces lost pods. Take it out")
+        if self.queue is not None and self.job != "volcano":
+            raise ValueError("queue belongs to `job: volcano`")
+        if len({volume.mount for volume in self.volumes}) < len(self.volumes):
+            raise ValueError("two volumes have the same `mount`")
+        return self
+
+
 @CLUSTERS.add("ray")
 class RayCluster(ClusterConfig):
     """A Ray cluster whose nodes see the data folder and the sources under the same paths as this machine."""

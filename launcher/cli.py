@@ -52,7 +52,7 @@ def run(
 ) -> None:
     """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
     from configs.cluster import load_cluster
-    from launcher import launch
+    from launcher import launch, scheduled
     from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
@@ -60,6 +60,8 @@ def run(
     where = None if cluster is None else load_cluster(cluster)
     if dry_run:
         typer.echo(launch.dry_run(config, only, where))
+    elif where is None and scheduled.is_rank(os.environ):
+        scheduled.leave(config, only)
     else:
         launch.launch(config, only, where)
 
@@ -182,13 +184,28 @@ def profile(
 
 
 @app.command()
-def doctor(run_file: OptionalRun = None, overrides: Overrides = None) -> None:
-    """Is this machine fit for a run? Exit status 0 if it is, 1 if not."""
+def doctor(
+    run_file: OptionalRun = None,
+    overrides: Overrides = None,
+    hosts: Annotated[Path | None, typer.Option(metavar="FILE", help="A hostfile: examine these hosts, by ssh.")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="FILE", help="Cluster file of kind hosts: likewise.")] = None,
+) -> None:
+    """Is this machine fit for a run, or (--hosts, --cluster) are those together? Exit status 0 if so, 1 if not."""
+    from configs.cluster import HostsCluster, load_cluster
+    from configs.errors import ConfigError
     from launcher import doctor as examination
     from launcher.runfile import open_prep
 
     folder = open_prep(run_file, overrides or []).folder if run_file else Path("runs")
-    raise typer.Exit(examination.show(examination.examine(folder)))
+    if hosts is None and cluster is None:
+        raise typer.Exit(examination.show(examination.examine(folder)))
+    if hosts is not None and cluster is not None:
+        raise ConfigError("Give either --hosts or --cluster, not both.")
+    from launcher import doctor_hosts
+
+    where = HostsCluster(kind="hosts", hostfile=str(hosts)) if cluster is None else load_cluster(cluster)
+    findings = doctor_hosts.examine(folder, doctor_hosts.backend_of(where))
+    raise typer.Exit(examination.show(findings, subject="These hosts are"))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``distill doctor``: is this machine fit for a run? Each finding has a remedy."""
+"""``distill doctor``: is this machine fit for a run? Each finding has a remedy. Hosts: ``doctor_hosts.py``."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield gloo()
 
 
-def show(findings: Iterator[Finding], console: Console | None = None) -> int:
-    """Print the table; 0 when the machine is fit, 1 when something fails."""
+def show(findings: Iterator[Finding], console: Console | None = None, subject: str = "This machine is") -> int:
+    """Print the table; 0 when the machine is fit (or the hosts are), 1 when something fails."""
     console = console or Console()
     table = Table("", "", "found", "remedy", show_edge=False, pad_edge=False)
     states = []
@@ -116,7 +116,7 @@ def show(findings: Iterator[Finding], console: Console | None = None) -> int:
             Text(finding.state, COLOURS[finding.state]), finding.what, Text(finding.found), Text(finding.remedy)
         )
     console.print(table)
-    verdict = "This machine is not fit for a run." if "fail" in states else "This machine is fit for a run."
+    verdict = f"{subject} not fit for a run." if "fail" in states else f"{subject} fit for a run."
     console.print(Text(verdict, COLOURS["fail" if "fail" in states else "ok"]))
     return int("fail" in states)
 

@@ -27,7 +27,7 @@ from launcher.verdict import Verdict, read_verdict
 from launcher.watch import Watch
 
 BEAT_SECONDS = 0.5
-LINGER_SECONDS = 10.0
+LINGER_SECONDS = 5.0
 """For remote shells to end after the verdict, and for a verdict after the last of them has ended."""
 
 
@@ -145,12 +145,23 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
         if ended is None and (verdict is not None or not running or asked.at_once):
             ended = time.monotonic()
         if ended is not None:
-            over = time.monotonic() - ended > LINGER_SECONDS
+            waited = time.monotonic() - ended
+            over = waited > LINGER_SECONDS
             if verdict is not None and (over or not running):
                 return _final(verdict, lost)
+            if verdict is None and over and beat.stop is None:  # a runner that went with status 0
+                beat.ask_to_stop(f"the loss of {shells[0].name}")
+            # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
+            if verdict is None and at_work(job) and waited < LINGER_SECONDS + job.timeouts.stop:
+                over = False
             if verdict is None and (over or asked.at_once):
                 return Verdict("failed", _silence(lost, shells), LaunchError.exit_code, lost.name if lost else None)
         time.sleep(POLL_SECONDS)
+
+
+def at_work(job: Job) -> bool:
+    """Whether node 0's agent has begun and not ended."""
+    return (job.place / "link.json").exists()
 
 
 def _final(verdict: Verdict, lost: Shell | None) -> Verdict:

@@ -68,7 +68,8 @@ class Job:
             "folder": str(self.folder.resolve()),
             "ranks": self.ranks,
             "nodes": self.nodes,
-            "command": self.argv(),
+            "only": self.only,
+            "command": list(self.command),  # empty: each node fills in its own Python
             "hosts": list(self.hosts),
             "environment": dict(self.environment),
             "interface": self.interface,

@@ -42,6 +42,7 @@ def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | 
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
+        backend.check(job)
         prepare_data(config.data, config.data_folder)
         carry_through(backend, job)
     return 0
@@ -54,16 +55,17 @@ def carry_through(backend: Backend, job: Job) -> None:
         LaunchError, Requeue: the last start's.
     """
     supervision = backend.cluster.supervision
+    restarts = 0 if backend.restarts else supervision.restarts
     for restart in itertools.count():
         try:
             return backend.run(job)
         except Requeue:
             raise
         except LaunchError as error:
-            if error.exit_code != LaunchError.exit_code or restart >= supervision.restarts:
+            if error.exit_code != LaunchError.exit_code or restart >= restarts:
                 raise
             left = remaining(job, error.host, supervision.min_nodes)
-            again = f"Starting again ({restart + 1} of {supervision.restarts}), with {max(1, len(left))} node(s)."
+            again = f"Starting again ({restart + 1} of {restarts}), with {max(1, len(left))} node(s)."
             print(f"{error}\n{again}", flush=True)
             job = job.with_nodes(left, mark()) if left else job
 

@@ -25,6 +25,7 @@ from launcher.job import write_private
 Message = dict[str, Any]
 MAX_LINE = 1 << 20
 GREETING_SECONDS = 5.0
+STALE_SECONDS = 30.0
 
 
 class Line:
@@ -118,15 +119,7 @@ class Spoke:
 
     def __init__(self, place: Path, node: int, host: str, seconds: float) -> None:
         self.inbox: queue.Queue[Message | None] = queue.Queue()
-        facts = _wait_for(place / "link.json", seconds)
-        try:
-            connection = socket.create_connection((facts["address"], facts["port"]), timeout=seconds)
-        except OSError as error:
-            raise LaunchError(
-                f"{host} cannot reach the first node at {facts['address']} port {facts['port']} "
-                f"({error.strerror or error}). Is there a firewall between the nodes? `interface` in the cluster file "
-                "chooses another network."
-            ) from None
+        facts, connection = _connect(place / "link.json", host, seconds)
         self.address: str = connection.getsockname()[0]
         self.line = Line(connection)
         self.line.send({"token": facts["token"], "node": node, "host": host})
@@ -139,6 +132,30 @@ class Spoke:
 
     def close(self) -> None:
         self.line.close()
+
+
+def _connect(path: Path, host: str, seconds: float) -> tuple[Message, socket.socket]:
+    """The line to the first node.
+
+    Where a scheduler starts nodes again, the first one may have left a file that leads nowhere: it has
+    ``STALE_SECONDS`` to write another.
+    """
+    facts = _wait_for(path, seconds)
+    deadline = time.monotonic() + min(seconds, STALE_SECONDS)
+    while True:
+        where = (facts["address"], facts["port"])
+        try:
+            return facts, socket.create_connection(where, timeout=min(seconds, STALE_SECONDS))
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"{host} cannot reach the first node at {where[0]} port {where[1]} ({error.strerror or error}). Is "
+                    "there a firewall between the nodes? `interface` in the cluster file chooses another network."
+                ) from None
+        time.sleep(0.1)
+        again = _wait_for(path, seconds)
+        if again != facts:
+            facts, deadline = again, time.monotonic() + min(seconds, STALE_SECONDS)
 
 
 def _wait_for(path: Path, seconds: float) -> Message:

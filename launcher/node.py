@@ -20,7 +20,7 @@ from configs.errors import LaunchError, Requeue, ZhengliuError
 from launcher import agent
 from launcher.job import Job
 from launcher.signals import Stopped
-from launcher.verdict import Kind, Verdict
+from launcher.verdict import Kind, Verdict, forget
 
 
 def encoded(path: Path) -> str:
@@ -40,12 +40,16 @@ def main() -> int:
     parser.add_argument("job")
     parser.add_argument("--node", required=True)
     parser.add_argument("--show", action="store_true", help="rank 0's log lines on standard output")
+    parser.add_argument(
+        "--requeue-status", type=int, default=Requeue.exit_code, help="instead of 75, for the scheduler"
+    )
     # DeepSpeed's launcher adds an option of its own to every program.
     arguments, _ = parser.parse_known_args()
     path = Path(base64.urlsafe_b64decode(arguments.job).decode())
     try:
         node = node_number(arguments.node)
         job = Job.open(path)
+        forget(path.parent, node)
         try:
             agent.run(job, node, arguments.show)
         except ZhengliuError as error:
@@ -55,7 +59,7 @@ def main() -> int:
         return 0
     except ZhengliuError as error:
         print(error, file=sys.stderr, flush=True)
-        return error.exit_code
+        return arguments.requeue_status if isinstance(error, Requeue) else error.exit_code
     except Stopped as stopped:
         return stopped.exit_code
 

@@ -60,6 +60,12 @@ class Verdict:
         write_private(folder / (FILE if node is None else f"node-{node}.json"), json.dumps(self.to_json()))
 
 
+def forget(folder: Path, node: int) -> None:
+    """What this node said when a scheduler had started it before."""
+    for name in (f"node-{node}.json", *([FILE] if node == 0 else [])):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_verdict(job: Job) -> Verdict | None:
     """What the nodes left: node 0's word for all, else that of whichever node saw a failure."""
     names = [FILE, *(f"node-{node}.json" for node in range(job.nodes))]

@@ -12,6 +12,9 @@ from launcher.job import Job
 class Backend(ABC):
     """One way of starting agents; ``cluster``: the cluster file, or an empty one of its kind."""
 
+    restarts = False
+    """Whether it starts lost ranks again by itself, so that the launcher does not."""
+
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
 
@@ -24,6 +27,14 @@ class Backend(ABC):
         from launcher.launch import ranks
 
         return ranks(self.cluster.processes or wanted)
+
+    def check(self, job: Job) -> None:
+        """Before any work is done: that ``job`` could be started.
+
+        Raises:
+            LaunchError, ConfigError: what is missing, and on which host.
+        """
+        del job
 
     @abstractmethod
     def describe(self, job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_a_first_node_that_cannot_be_reached(tmp_path: Path) -> None:
     (tmp_path / "link.json").write_text(json.dumps({"address": "127.0.0.1", "port": port, "token": "x"}))
     with pytest.raises(LaunchError, match=r"b cannot reach the first node at 127.0.0.1 port \d+ .*firewall"):
         Spoke(tmp_path, 1, "b", 2)
+
+
+def test_a_file_of_an_earlier_try_is_replaced(tmp_path: Path) -> None:
+    """A scheduler has started all nodes again; the other node is quicker than the first one."""
+    with network.listen("127.0.0.1") as server:
+        port = server.getsockname()[1]
+    (tmp_path / "link.json").write_text(json.dumps({"address": "127.0.0.1", "port": port, "token": "x"}))
+    hubs: list[Hub] = []
+    timer = threading.Timer(0.5, lambda: hubs.append(Hub(tmp_path, "127.0.0.1")))
+    timer.start()
+    spoke = Spoke(tmp_path, 1, "b", 20)
+    timer.join()
+    assert hubs[0].inbox.get(timeout=10) == (1, {"host": "b"})
+    spoke.close()
+    hubs[0].close()
 
 
 def test_a_listener_is_bound_to_its_address_alone() -> None:

@@ -213,8 +213,10 @@ class Agent:
         while len(hub.lines) < self.job.nodes - 1:
             missing = [number for number in range(1, self.job.nodes) if number not in hub.lines]
             if time.monotonic() > deadline:
-                names = ", ".join(self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing)
-                raise LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {names}.")
+                names = [self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing]
+                error = LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {', '.join(names)}.")
+                error.host = names[0]
+                raise error
             if self.asked.who is not None or self._launcher_says() is not None:
                 raise Requeue(f"Stopped by {self.asked.who or self._launcher_says()} before the ranks had started.")
             time.sleep(POLL_SECONDS)

@@ -25,7 +25,7 @@ from tests.clusters.conftest import (
     launch_light,
     until,
 )
-from tests.clusters.hosts import Network
+from tests.clusters.hosts import Network, variables
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(200)]
 RUNNERS = pytest.mark.parametrize("runner", ["ssh", "deepspeed"])
@@ -202,6 +202,23 @@ def test_a_runner_that_is_killed_is_a_failure_and_no_success(two: Network) -> No
     assert "DeepSpeed's runner" in text
     assert len(kept(made)) == 4
     assert two.left_behind() == []
+
+
+def test_deepspeeds_runner_carries_no_variables(two: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read ``.deepspeed_env``, take PYTHON* and UCX*, and run both through the hosts' shells."""
+    home, touched = tmp_path / "home", tmp_path / "touched"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text(f"CANARY=$(touch {touched})\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("UCX_CANARY", f"$(touch {touched})")
+    made = launch_light(two, "deepspeed")
+    seen = [variables(pid) for pid in made.ranks.values()]
+    (made.folder / "finish").touch()
+    status, text = made.output()
+    assert status == 0, text
+    assert len(seen) == 4
+    assert not [name for facts in seen for name in facts if b"CANARY" in name or name == b"CUDA_VISIBLE_DEVICES"]
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

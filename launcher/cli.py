@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from configs.errors import ZhengliuError
+from configs.errors import Requeue, ZhengliuError
 from launcher.signals import Stopped, stop_signals
 
 USAGE, BUG = 64, 70
@@ -63,7 +65,19 @@ def run(
     elif where is None and scheduled.is_rank(os.environ):
         scheduled.leave(config, only)
     else:
-        launch.launch(config, only, where)
+        with requeued():
+            launch.launch(config, only, where)
+
+
+@contextlib.contextmanager
+def requeued() -> Iterator[None]:
+    """A scheduler's signals before there are ranks: what is prepared so far is kept."""
+    try:
+        yield
+    except Stopped as stopped:
+        if stopped.signum not in (signal.SIGTERM, signal.SIGUSR1):
+            raise
+        raise Requeue(f"Stopped by {stopped}, before the ranks had started. The same command continues.") from None
 
 
 @app.command()

@@ -76,6 +76,8 @@ class Beat:
 
     def __init__(self, place: Path) -> None:
         self.stop: str | None = None
+        self.at_once = False
+        """Asked a second time: not even the step is to be ended."""
         self._path = place / "launcher.json"
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -104,7 +106,7 @@ class Beat:
     def write(self) -> None:
         with self._lock:
             self._number += 1
-            write_private(self._path, json.dumps({"beat": self._number, "stop": self.stop}))
+            write_private(self._path, json.dumps({"beat": self._number, "stop": self.stop, "at_once": self.at_once}))
 
 
 def follow(job: Job, shells: Sequence[Shell], beat: Beat) -> None:
@@ -138,6 +140,9 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
         running = [shell for shell in shells if shell.process.poll() is None]
         if asked.who is not None and beat.stop is None:
             beat.ask_to_stop(asked.who)
+        if asked.at_once and not beat.at_once:
+            beat.at_once = True
+            beat.write()
         broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
         if broken and lost is None and verdict is None:
             lost = broken[0]
@@ -152,9 +157,11 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             if verdict is None and over and beat.stop is None:  # a runner that went with status 0
                 beat.ask_to_stop(f"the loss of {shells[0].name}")
             # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
-            if verdict is None and at_work(job) and waited < LINGER_SECONDS + job.timeouts.stop:
+            if at_work(job) and not asked.at_once and waited < LINGER_SECONDS + job.timeouts.stop:
                 over = False
-            if verdict is None and (over or asked.at_once):
+            if verdict is None and over and asked.at_once:
+                return Verdict.stopped(str(asked.who), complete=False)
+            if verdict is None and over:
                 return Verdict("failed", _silence(lost, shells), LaunchError.exit_code, lost.name if lost else None)
         time.sleep(POLL_SECONDS)
 

@@ -86,9 +86,9 @@ def _await_first(config: RunConfig) -> None:
 
     No limit of time: preparation takes what it takes, and whoever started the ranks ends them when rank 0 fails.
     """
-    wanted = loader.to_yaml(config)
+    wanted, parent = loader.to_yaml(config), os.getppid()
     while not ((config.data_folder / "manifest.json").is_file() and _text(config.folder / "config.yaml") == wanted):
-        if os.getppid() == 1:
+        if os.getppid() != parent:
             raise LaunchError("Whoever started this rank is gone, before rank 0 had prepared the data.")
         time.sleep(WAIT_SECONDS)
 

@@ -1,7 +1,8 @@
 """A rank without torch, for what happens around ranks: it has a pulse, takes steps, and heeds signals as ranks do.
 
 ``light_rank.py FOLDER``: 600 steps of 0.1 s, in which the sections of a step follow each other; the step is kept in
-FOLDER/state-RANK, so that a next start can be seen to continue; with FOLDER/finish, it ends well.
+FOLDER/state-RANK, so that a next start can be seen to continue. With FOLDER/finish it ends well, with
+FOLDER/exit-RANK with the status that stands there, and with FOLDER/hang-RANK-SECTION it stays in that section.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ def main() -> int:
         for section in SECTIONS:
             pulse.at(section, step=step, stage="student")
             time.sleep(0.02)
+            while (FOLDER / f"hang-{RANK}-{section}").exists():
+                time.sleep(0.1)
+        if (FOLDER / f"exit-{RANK}").exists():
+            return int((FOLDER / f"exit-{RANK}").read_text())
         if wanted:
             pulse.at("checkpoint", step=step)
             state.write_text(str(step))

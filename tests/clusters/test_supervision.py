@@ -25,7 +25,7 @@ from tests.clusters.conftest import (
     launch_light,
     until,
 )
-from tests.clusters.hosts import Network
+from tests.clusters.hosts import Network, variables
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(200)]
 RUNNERS = pytest.mark.parametrize("runner", ["ssh", "deepspeed"])
@@ -68,6 +68,64 @@ def test_a_stopped_rank_is_named_as_the_one_that_hangs(two: Network) -> None:
     assert "Rank 2 of 4 on host2 failed first, in stage 'student', step" in text
     assert "section" in text and "no sign of life" in text
     assert 3.5 < seconds < 4 + 2
+    assert two.left_behind() == []
+
+
+@pytest.mark.parametrize("section", ["teacher", "backward"])
+def test_a_rank_that_hangs_alive_is_named_with_its_section(two: Network, section: str) -> None:
+    made = launch_light(two, timeouts={"step": 4.0})
+    began = time.monotonic()
+    (made.folder / f"hang-1-{section}").touch()
+    seconds = verdict_seconds(made, began)
+    status, text = made.output()
+    figure("rank hangs", section=section, timeout=4.0, seconds=round(seconds, 2), orphans=len(two.left_behind()))
+    assert status == 69, text
+    assert "Rank 1 of 4 on host1 failed first, in stage 'student', step" in text
+    assert f"section {section}: it is stuck" in text
+    assert "while it is alive" in text
+    assert 3.5 < seconds < 4 + 2
+    assert two.left_behind() == []
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_an_agent_that_is_killed_takes_its_ranks_with_it(two: Network, lost: int) -> None:
+    made = launch_light(two)
+    began = time.monotonic()
+    os.kill(agent_of(two, lost), signal.SIGKILL)
+    seconds = ranks_gone(made, began, NODE_TIMEOUT + 5)
+    status, text = made.output()
+    figure("agent killed", host=lost, seconds=round(seconds, 2), orphans=len(two.left_behind()))
+    assert status == 69, text
+    assert f"Node host{lost} failed first" in text
+    assert seconds < 2 + 1  # KILL_GRACE, in which ranks may end by themselves
+    assert two.left_behind() == []
+
+
+@pytest.mark.parametrize("status", [64, 65, 70, 74])
+def test_a_ranks_exit_status_is_the_commands_and_is_not_tried_again(two: Network, status: int) -> None:
+    made = launch_light(two, restarts=3)
+    (made.folder / "exit-2").write_text(str(status))
+    found, text = made.output()
+    assert found == status, text
+    assert "Rank 2 of 4 on host2 failed first" in text
+    assert "Starting again" not in text
+    assert two.left_behind() == []
+
+
+def test_a_second_signal_ends_at_once(two: Network) -> None:
+    """While a rank cannot reach the end of its step."""
+    made = launch_light(two)
+    (made.folder / "hang-3-backward").touch()
+    time.sleep(0.5)
+    made.process.terminate()
+    time.sleep(1.5)
+    assert made.process.poll() is None
+    began = time.monotonic()
+    made.process.terminate()
+    status, text = made.output()
+    figure("second signal", seconds=round(time.monotonic() - began, 2), orphans=len(two.left_behind()))
+    assert status == 75, text
+    assert "Not all ranks reached the end of their step in time" in text
     assert two.left_behind() == []
 
 
@@ -146,12 +204,29 @@ def test_a_runner_that_is_killed_is_a_failure_and_no_success(two: Network) -> No
     assert two.left_behind() == []
 
 
+def test_deepspeeds_runner_carries_no_variables(two: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would read ``.deepspeed_env``, take PYTHON* and UCX*, and run both through the hosts' shells."""
+    home, touched = tmp_path / "home", tmp_path / "touched"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text(f"CANARY=$(touch {touched})\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("UCX_CANARY", f"$(touch {touched})")
+    made = launch_light(two, "deepspeed")
+    seen = [variables(pid) for pid in made.ranks.values()]
+    (made.folder / "finish").touch()
+    status, text = made.output()
+    assert status == 0, text
+    assert len(seen) == 4
+    assert not [name for facts in seen for name in facts if b"CANARY" in name or name == b"CUDA_VISIBLE_DEVICES"]
+    assert not touched.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("whom", ["launcher", "first agent", "second agent"])
 def test_being_asked_to_stop(two: Network, whom: str, number: signal.Signals) -> None:
     made = launch_light(two)
-    agents = {"first agent": two[1], "second agent": two[2]}
-    pid = made.process.pid if whom == "launcher" else next(p for p in agents[whom].agents() if "ssh" not in command(p))
+    agents = {"first agent": 1, "second agent": 2}
+    pid = made.process.pid if whom == "launcher" else agent_of(two, agents[whom])
     began = time.monotonic()
     os.kill(pid, number)
     status, text = made.output()
@@ -177,6 +252,10 @@ def test_a_host_without_the_run_folder_is_named(two: Network) -> None:
     assert "    host2: cat: " in text
     assert "    host1: " not in text
     assert list(folder.iterdir()) == []
+
+
+def agent_of(net: Network, number: int) -> int:
+    return next(pid for pid in net[number].agents() if "light_rank" not in command(pid))
 
 
 def kept(made: Launched) -> dict[str, int]:

@@ -170,9 +170,9 @@ def executor_of(
         "workers": -1 if at_once is None else min(at_once, tasks),
     }
     if isinstance(cluster, SlurmCluster):
-        from datatrove.executor.slurm import SlurmPipelineExecutor
+        from data_prep.executors.slurm import QuotingExecutor
 
-        return SlurmPipelineExecutor(
+        return QuotingExecutor(
             **common,
             time=cluster.prep.time,
             partition=cluster.partition,

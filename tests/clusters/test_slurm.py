@@ -113,7 +113,9 @@ def test_preempted_and_at_its_time_limit_it_ends_with_the_same_bits(slurm: Slurm
     """On two nodes; what disturbed it costs no step: the students are those of a run on this machine."""
     job = submit(slurm, place, "disturbed", cluster(place, processes=1, nodes=2, notice=100), *MANY)
     wait_for_steps(place, "disturbed", 20)
-    high = slurm.call("sbatch", "--parsable", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    high = slurm.call(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+    )
     slurm.wait(high, "COMPLETED")
     assert int(slurm.wait(job, "RUNNING")["Restarts"]) == 1
     first = steps_done(place, "disturbed")

@@ -46,8 +46,8 @@ StateSaveLocation={place}/state
 SlurmdPidFile={place}/%n.pid
 SlurmdLogFile={place}/%n.log
 SlurmdSpoolDir={place}/spool-%n
-NodeName=zl1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2
-NodeName=zl2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2
+NodeName=zl1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=2000
+NodeName=zl2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=2000
 PartitionName=low Nodes=zl1,zl2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=high Nodes=zl1,zl2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """

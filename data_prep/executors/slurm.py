@@ -18,5 +18,5 @@ class QuotingExecutor(SlurmPipelineExecutor):  # type: ignore[misc]  # datatrove
         return arguments
 
     def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
-        pickled = self.logging_dir.resolve_paths("executor.pik")
-        return str(super().get_launch_file_contents(sbatch_args, run_script.replace(pickled, shlex.quote(pickled))))
+        place = self.logging_dir.resolve_paths("executor.pik").removesuffix("/executor.pik")
+        return str(super().get_launch_file_contents(sbatch_args, run_script.replace(place, shlex.quote(place))))

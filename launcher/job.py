@@ -24,6 +24,8 @@ PASSED_NAMES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "HF_HOME", "LANG", "LC
 PLACED = ("CUDA_VISIBLE_DEVICES",)
 """Of these, what a scheduler sets itself."""
 HOSTS = "hosts"
+OF_MPI = ("HYDI_", "HYDRA_", "MPI_", "OMPI_", "PMIX_", "PMI_")
+"""What mpirun tells the agent about itself. DeepSpeed would take it for the rank's own place, and refuse."""
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
 
 
@@ -168,7 +170,7 @@ def rank_environment(
         interface: this node's, for the ranks' traffic.
         pulse: file in which the rank notes where it is.
     """
-    environment = {**base, **job.environment}
+    environment = {name: value for name, value in base.items() if not name.startswith(OF_MPI)} | dict(job.environment)
     paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
     environment.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // job.ranks)))

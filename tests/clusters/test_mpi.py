@@ -63,10 +63,11 @@ def ranks(place: Path, name: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for_steps(place: Path, name: str, seconds: float = 120) -> None:
+def wait_for_steps(process: subprocess.Popen[str], place: Path, name: str, seconds: float = 120) -> None:
     path = place / "runs" / name / "logs" / "progress.json"
     deadline = time.monotonic() + seconds
     while not path.is_file():
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{name} has not begun"
         time.sleep(0.1)
 
@@ -86,7 +87,7 @@ def test_sigterm_is_a_checkpoint_and_75(place: Path, stopped: list[subprocess.Po
     """And the same command goes on to the end."""
     process = start(place, "stopped", *MANY)
     stopped.append(process)
-    wait_for_steps(place, "stopped")
+    wait_for_steps(process, place, "stopped")
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
@@ -103,7 +104,7 @@ def test_sigterm_is_a_checkpoint_and_75(place: Path, stopped: list[subprocess.Po
 def test_a_killed_rank_is_named_and_69(place: Path, stopped: list[subprocess.Popen[str]]) -> None:
     process = start(place, "killed", *MANY)
     stopped.append(process)
-    wait_for_steps(place, "killed")
+    wait_for_steps(process, place, "killed")
     victim = next(p for p in ranks(place, "killed") if p.environ().get("RANK") == "1")
     victim.kill()
     said, _ = process.communicate(timeout=120)

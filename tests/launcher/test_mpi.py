@@ -11,7 +11,7 @@ import pytest
 from configs.cluster import MpiCluster, load_cluster
 from configs.errors import ConfigError
 from launcher.backends.mpi import Mpi
-from launcher.job import ROOT, Job
+from launcher.job import ROOT, Job, rank_environment
 from launcher.node import encoded
 
 
@@ -60,3 +60,10 @@ def test_what_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "c.yaml").write_text(f"kind: mpi\n{line}\n")
     with pytest.raises(ConfigError):
         load_cluster(tmp_path / "c.yaml")
+
+
+def test_ranks_do_not_take_the_agent_s_place_for_their_own(job: Job) -> None:
+    """DeepSpeed compares OMPI_COMM_WORLD_LOCAL_RANK with LOCAL_RANK."""
+    said = rank_environment(job, 5, "tcp://x:1", {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "PMI_RANK": "1", "HOME": "/h"})
+    assert (said["LOCAL_RANK"], said["HOME"]) == ("1", "/h")
+    assert not [name for name in said if name.startswith(("OMPI", "PMI"))]

@@ -23,7 +23,7 @@ test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
 test-prep-kill: install ## Preparations killed at each step and at random moments, and started again
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill tests/data_prep/test_kill.py
 
-test-clusters: install ## Two and three hosts as network namespaces: real ssh, links taken down, hosts killed (needs root)
+test-clusters: install ## Hosts as network namespaces, a real Slurm, a real MPI: links taken down, hosts killed (needs root)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m clusters tests/clusters
 
 test-recipes: install ## Every recipe, made tiny, from text to exported student

@@ -16,6 +16,9 @@ from configs.errors import ConfigError
 from configs.loader import Config
 from configs.registry import Registry
 
+TIME = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
+"""[days-]hours:minutes:seconds."""
+
 
 class PrepJobs(Config):
     """How preparation is cut into tasks of the cluster. Its output does not depend on this."""
@@ -26,7 +29,7 @@ class PrepJobs(Config):
     """Of those, how many may run at the same time; default: all."""
     memory_gb: int = Field(default=4, ge=1)
     """For each task."""
-    time: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$")
+    time: str = Field(default="24:00:00", pattern=TIME)
     """Limit for each task, [days-]hours:minutes:seconds (slurm only)."""
 
 
@@ -61,6 +64,9 @@ class Supervision(Config):
 
 
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+WORD = r"^[A-Za-z0-9_][A-Za-z0-9_.,+:@-]*$"
+"""Of a scheduler: names of partitions, accounts and the like; nothing that a shell or an option parser heeds."""
+OPTION_VALUE = r"^[A-Za-z0-9_.,+:@=/%*&|()\[\]!-]*$"
 
 
 class ClusterConfig(Config):
@@ -112,20 +118,107 @@ class HostsCluster(ClusterConfig):
         return self
 
 
+OURS = frozenset(
+    {
+        "account",
+        "array",
+        "chdir",
+        "cpus-per-task",
+        "dependency",
+        "error",
+        "export",
+        "gpus-per-node",
+        "job-name",
+        "mem",
+        "nodes",
+        "no-requeue",
+        "ntasks",
+        "ntasks-per-node",
+        "open-mode",
+        "output",
+        "parsable",
+        "partition",
+        "qos",
+        "requeue",
+        "signal",
+        "time",
+        "wrap",
+    }
+)
+"""Options of sbatch that the keys of the cluster file or the launcher itself set."""
+
+
 @CLUSTERS.add("slurm")
 class SlurmCluster(ClusterConfig):
-    """A Slurm cluster whose nodes see the data folder and the sources under the same paths as this machine."""
+    """A Slurm cluster whose nodes see run folder, data and sources under the same paths as this machine.
+
+    A run is one job with one agent on each node. A job that Slurm preempts, or that comes near its time limit, writes
+    a checkpoint and goes back into the queue.
+    """
 
     kind: Literal["slurm"]
-    partition: str
-    qos: str | None = None
-    account: str | None = None
+    partition: str = Field(pattern=WORD)
+    qos: str | None = Field(default=None, pattern=WORD)
+    account: str | None = Field(default=None, pattern=WORD)
+    nodes: int = Field(default=1, ge=1)
+    """Of a run. With supervision.min_nodes it also starts with fewer, when Slurm has no more."""
+    gpus: int | None = Field(default=None, ge=1)
+    """On each node; ``processes`` is as many unless it is set."""
+    cpus: int | None = Field(default=None, ge=1)
+    """Cores on each node; default: as the cluster says."""
+    memory_gb: int | None = Field(default=None, ge=0)
+    """On each node; 0: all of it; default: as the cluster says."""
+    time: str | None = Field(default=None, pattern=TIME)
+    """Limit of one start of the run, [days-]hours:minutes:seconds; default: the partition's."""
+    notice: int = Field(default=300, ge=1, le=65535)
+    """Seconds before that limit at which the ranks are asked for a checkpoint; must suffice for a step and for it."""
+    requeues: int = Field(default=1000, ge=0)
+    """How often a run that was stopped with a checkpoint asks to be put in the queue again. Preemptions by Slurm do
+    not count; for lost ranks there is supervision.restarts."""
     environment: str | None = None
     """Shell command that gives a node the Python environment; default: the one this command runs in."""
-    sbatch: dict[str, str] = {}
+    sbatch: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")],
+        Annotated[str, Field(pattern=OPTION_VALUE)],
+    ] = {}
     """Further ``--key=value`` for sbatch; an empty value for a mere ``--key``."""
     max_array_size: int = Field(default=1001, ge=1)
     """The cluster's MaxArraySize."""
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> SlurmCluster:
+        taken = sorted(OURS.intersection(self.sbatch))
+        if taken:
+            raise ValueError(f"sbatch: {', '.join(taken)}: these have keys of their own, or the launcher sets them")
+        least = self.supervision.min_nodes
+        if least is not None and least > self.nodes:
+            raise ValueError(f"supervision.min_nodes is {least}, but nodes {self.nodes}")
+        return self
+
+
+@CLUSTERS.add("mpi")
+class MpiCluster(ClusterConfig):
+    """Machines on which MPI's launcher starts one agent each; they see the same paths as this one."""
+
+    kind: Literal["mpi"]
+    launcher: Literal["openmpi", "mpich"] = "openmpi"
+    """Whose ``mpirun`` it is. ``mpich``: also Intel MPI and MVAPICH."""
+    mpirun: str = Field(default="mpirun", pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_./+-]*$")
+    """The program, where it is not on the path or has another name."""
+    hostfile: str | None = None
+    """``NAME slots=N`` a line."""
+    hosts: list[str] = []
+    """Or their names here."""
+    nodes: int | None = Field(default=None, ge=1)
+    """Or, within a scheduler's job from which mpirun knows the hosts, how many there are."""
+    options: list[Annotated[str, Field(pattern=r"^\S+$")]] = []
+    """Further words for mpirun, e.g. [--mca, btl_tcp_if_include, eth0]."""
+
+    @model_validator(mode="after")
+    def _one_list(self) -> MpiCluster:
+        if (self.hostfile is not None) + bool(self.hosts) + (self.nodes is not None) != 1:
+            raise ValueError("give one of hostfile (a path), hosts (a list of names), nodes (a number)")
+        return self
 
 
 LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"

@@ -58,19 +58,23 @@ def run(job: Job, node: int = 0, show: bool = True) -> None:
 
 
 class Asked:
-    """What signals have asked for: the first one for the end of the step, the second one for the end at once."""
+    """What signals have asked for: the first one for the end of the step, the second one for the end at once.
+
+    ``patient``: the second one too has time until SIGKILL, which a scheduler sends itself.
+    """
 
     PLEASE = (signal.SIGTERM, signal.SIGUSR1)
     INTERRUPT = (signal.SIGINT, signal.SIGHUP)
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.who: str | None = None
         self.at_once = False
         self.interrupted: int | None = None
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         del frame
-        self.at_once = self.who is not None and number != signal.SIGUSR1
+        self.at_once = self.who is not None and number != signal.SIGUSR1 and not self.patient
         self.who = self.who or signal.Signals(number).name
         if number in self.INTERRUPT:
             self.interrupted = number
@@ -104,7 +108,7 @@ class Agent:
     def __init__(self, job: Job, node: int) -> None:
         self.job, self.node = job, node
         self.host = job.hosts[node] if node < len(job.hosts) else socket.gethostname()
-        self.asked = Asked()
+        self.asked = Asked(patient=job.scheduled)
         self.logs = job.folder / "logs"
         self.started: list[ranks.Started] = []
         self.council: Council | None = None
@@ -239,6 +243,8 @@ class Agent:
                     break
         if message is None or "go" not in message:
             spoke.close()
+            if self.asked.who is not None:
+                raise Requeue(f"Stopped by {self.asked.who} before the ranks had started.")
             raise LaunchError(f"{self.host}: the first node ended, or did not answer, before the ranks were started.")
         self.council = Member(self.job, spoke, str(message["host"]))
         interface = self.job.interface or network.interface_of(spoke.address) or "lo"

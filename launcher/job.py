@@ -21,6 +21,11 @@ from launcher import devices
 ROOT = Path(__file__).resolve().parent.parent
 PASSED_ON = ("GLOO_", "HF_DATASETS_", "HF_HUB_", "NCCL_", "OMP_", "TORCH_", "ZHENGLIU_")
 PASSED_NAMES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "HF_HOME", "LANG", "LC_ALL", "MKL_NUM_THREADS", "TZ")
+PLACED = ("CUDA_VISIBLE_DEVICES",)
+"""Of these, what a scheduler sets itself."""
+HOSTS = "hosts"
+OF_MPI = ("HYDI_", "HYDRA_", "MPI_", "OMPI_", "PMIX_", "PMI_")
+"""What mpirun tells the agent about itself. DeepSpeed would take it for the rank's own place, and refuse."""
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
 
 
@@ -46,6 +51,10 @@ class Job:
     """Of this start: ``launch/MARK/`` holds what the nodes tell each other."""
     followed: bool = False
     """Whether the launcher stays, so that its death is to end the ranks (not where a scheduler holds the job)."""
+    scheduled: bool = False
+    """Whether a scheduler holds the job: it may say SIGTERM more than once, and itself ends what takes too long."""
+    after: Sequence[str] = ()
+    """Ids of a scheduler's jobs that must have ended well before."""
 
     @property
     def world_size(self) -> int:
@@ -62,8 +71,8 @@ class Job:
         only = ["--only", self.only] if self.only else []
         return [sys.executable, "-P", "-m", "distill_core.run", str(self.folder.resolve()), *only]
 
-    def save(self) -> Path:
-        """Write ``job.json``; returns its path."""
+    def text(self) -> str:
+        """Of ``job.json``."""
         facts = {
             "folder": str(self.folder.resolve()),
             "ranks": self.ranks,
@@ -76,12 +85,22 @@ class Job:
             "timeouts": self.timeouts.model_dump(),
             "mark": self.mark,
             "followed": self.followed,
+            "scheduled": self.scheduled,
         }
+        return json.dumps(facts, ensure_ascii=False, indent=1)
+
+    def shown(self) -> str:
+        """The same for a terminal: without the values of what is called like a secret."""
+        hidden = {name: "(hidden)" for name in self.environment if any(word in name for word in SECRET_WORDS)}
+        return replace(self, environment={**self.environment, **hidden}).text()
+
+    def save(self) -> Path:
+        """Write ``job.json``; returns its path."""
         path = self.place / "job.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.parent.chmod(0o700)
-            write_private(path, json.dumps(facts, ensure_ascii=False, indent=1))
+            write_private(path, self.text())
         except OSError as error:
             raise output_error(path, error) from error
         return path
@@ -92,7 +111,8 @@ class Job:
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             timeouts = Timeouts(**facts.pop("timeouts"))
-            return cls(**{**facts, "folder": Path(facts["folder"])}, timeouts=timeouts)
+            job = cls(**{**facts, "folder": Path(facts["folder"])}, timeouts=timeouts)
+            return job.with_nodes(hosts, job.mark) if (hosts := _hosts_of(path)) else job
         except OSError as error:
             raise LaunchError(
                 f"{path} cannot be read on this node ({error.strerror}). The run folder must lie on a file system that "
@@ -103,6 +123,14 @@ class Job:
 
     def with_nodes(self, hosts: Sequence[str], mark: str) -> Job:
         return replace(self, nodes=len(hosts), hosts=hosts, mark=mark)
+
+
+def _hosts_of(path: Path) -> list[str]:
+    """The nodes' names that a scheduler's script has left beside the job: they are known when it starts, not before."""
+    try:
+        return path.with_name(HOSTS).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return []
 
 
 def write_private(path: Path, text: str) -> None:
@@ -143,7 +171,7 @@ def rank_environment(
         interface: this node's, for the ranks' traffic.
         pulse: file in which the rank notes where it is.
     """
-    environment = {**base, **job.environment}
+    environment = {name: value for name, value in base.items() if not name.startswith(OF_MPI)} | dict(job.environment)
     paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
     environment.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // job.ranks)))

@@ -11,6 +11,7 @@ import secrets
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,8 @@ def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | 
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
         backend.check(job)
-        prepare_data(config.data, config.data_folder)
-        carry_through(backend, job)
+        before = prepare_data(config.data, config.data_folder, cluster if backend.scheduled else None)
+        carry_through(backend, replace(job, after=before))
     return 0
 
 
@@ -96,18 +97,20 @@ def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None 
     check_stage([stage.name for stage in config.stages], only)
     where = ClusterConfig(kind=config.launch.backend) if cluster is None else cluster
     backend = BACKENDS[where.kind](where)
-    nodes = backend.nodes()
+    nodes, elsewhere = backend.nodes(), backend.passes_on is not None
+    ours = {name: value for name, value in os.environ.items() if name not in (backend.passes_on or ())}
     job = Job(
         folder=config.folder,
         ranks=backend.ranks(config.launch.processes),
         only=only,
         nodes=len(nodes),
         hosts=nodes if any(nodes) else (),
-        environment=where.variables | (passed_on(os.environ, where.pass_variables) if any(nodes) else {}),
+        environment=where.variables | (passed_on(ours, where.pass_variables) if elsewhere else {}),
         interface=where.interface,
         timeouts=where.supervision.timeouts,
         mark=mark(),
-        followed=any(nodes),
+        followed=elsewhere and not backend.scheduled,
+        scheduled=backend.scheduled,
     )
     check_sources(config.data, config.data_folder)
     preflight.check(config, job.world_size)
@@ -136,8 +139,12 @@ def check_sources(data: DataConfig, folder: Path) -> None:
         open_sources(data)
 
 
-def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None = None) -> None:
-    """Raw files to shards; at once when they are there already. Jobs of Slurm are submitted and not waited for."""
+def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None = None) -> list[str]:
+    """Raw files to shards; at once when they are there already.
+
+    Returns:
+        The ids of the jobs that will do it, where they are submitted to Slurm and not waited for.
+    """
     from configs.cluster import SlurmCluster
     from data_prep import pipeline
     from launcher.preparing import Preparing
@@ -151,10 +158,11 @@ def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None =
                 "the same command submits what is missing.",
                 flush=True,
             )
-            return
+            return jobs
     with Preparing() as shown:
         corpus = pipeline.prepare(data, folder, shown.update, None if isinstance(cluster, SlurmCluster) else cluster)
         shown.done(corpus)
+    return []
 
 
 def write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from configs.errors import LaunchError, output_error
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold ``folder`` for this process; the kernel lets go when the process ends, however it ends.
+
+    Args:
+        patience: seconds to wait for another process that holds it.
 
     Raises:
         LaunchError: when another process holds it.
@@ -26,7 +30,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         raise output_error(path, error) from error
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, patience)
         except BlockingIOError:
             holder = os.read(file, 32).decode("ascii", errors="replace").strip()
             raise LaunchError(
@@ -38,3 +42,14 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def _lock(file: int, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)

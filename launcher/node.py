@@ -1,13 +1,15 @@
 """The agent's program on one of several nodes: ``python -P launcher/node.py JOB --node N``.
 
 JOB is the path of ``job.json`` in URL-safe base64, so that no shell on the way finds anything in it; N is this node's
-number, or the environment variable in which a scheduler says it. Nothing else comes over the command line.
+number, or the environment variable in which a scheduler says it. Nothing else comes over the command line. With
+``--outcome`` instead of ``--node`` it says how the job's last start ended, by its exit status.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
 import socket
 import sys
@@ -19,8 +21,9 @@ if __name__ == "__main__":  # as a script, the folder of this file is on the pat
 from configs.errors import LaunchError, Requeue, ZhengliuError
 from launcher import agent
 from launcher.job import Job
+from launcher.lock import folder_lock
 from launcher.signals import Stopped
-from launcher.verdict import Kind, Verdict, forget
+from launcher.verdict import Kind, Verdict, forget, read_verdict
 
 
 def encoded(path: Path) -> str:
@@ -35,10 +38,31 @@ def node_number(words: str) -> int:
     return int(text)
 
 
+def take_part(job: Job, node: int, show: bool) -> None:
+    """This node's part; how it ended stays in the launch's folder."""
+    forget(job.place, node)
+    try:
+        # Where no launcher stays that holds the run folder, the first node does; the launcher may just be leaving.
+        with folder_lock(job.folder, patience=20) if job.scheduled and node == 0 else contextlib.nullcontext():
+            agent.run(job, node, show)
+    except ZhengliuError as error:
+        kind: Kind = "stopped" if isinstance(error, Requeue) else "failed"
+        Verdict(kind, str(error), error.exit_code, getattr(error, "host", None)).save(job.place, node)
+        raise
+
+
+def outcome(job: Job) -> Verdict:
+    """How the last start ended; exit statuses of what carried the agents are not believed."""
+    silent = "The agents ended without a word: see what the scheduler says of the job and its nodes."
+    return read_verdict(job) or Verdict("failed", silent, LaunchError.exit_code)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="node.py", description=__doc__)
     parser.add_argument("job")
-    parser.add_argument("--node", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--node")
+    what.add_argument("--outcome", action="store_true", help="say how the job ended")
     parser.add_argument("--show", action="store_true", help="rank 0's log lines on standard output")
     parser.add_argument(
         "--requeue-status", type=int, default=Requeue.exit_code, help="instead of 75, for the scheduler"
@@ -47,15 +71,11 @@ def main() -> int:
     arguments, _ = parser.parse_known_args()
     path = Path(base64.urlsafe_b64decode(arguments.job).decode())
     try:
-        node = node_number(arguments.node)
         job = Job.open(path)
-        forget(path.parent, node)
-        try:
-            agent.run(job, node, arguments.show)
-        except ZhengliuError as error:
-            kind: Kind = "stopped" if isinstance(error, Requeue) else "failed"
-            Verdict(kind, str(error), error.exit_code, getattr(error, "host", None)).save(path.parent, node)
-            raise
+        if arguments.outcome:
+            outcome(job).raise_unless_done()
+        else:
+            take_part(job, node_number(arguments.node), arguments.show)
         return 0
     except ZhengliuError as error:
         print(error, file=sys.stderr, flush=True)

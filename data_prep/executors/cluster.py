@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -169,9 +170,9 @@ def executor_of(
         "workers": -1 if at_once is None else min(at_once, tasks),
     }
     if isinstance(cluster, SlurmCluster):
-        from datatrove.executor.slurm import SlurmPipelineExecutor
+        from data_prep.executors.slurm import QuotingExecutor
 
-        return SlurmPipelineExecutor(
+        return QuotingExecutor(
             **common,
             time=cluster.prep.time,
             partition=cluster.partition,
@@ -193,9 +194,9 @@ def executor_of(
 
 def environment_of(cluster: SlurmCluster) -> str:
     """Shell lines after which a node finds this Python and this code."""
-    programs = Path(sys.executable).parent
-    command = cluster.environment or f'export PATH="{programs}:$PATH"'
-    return f'{command}\nexport PYTHONPATH="{ROOT}:$PYTHONPATH"'
+    programs, root = shlex.quote(str(Path(sys.executable).parent)), shlex.quote(str(ROOT))
+    command = cluster.environment or f'export PATH={programs}:"$PATH"'
+    return f'{command}\nexport PYTHONPATH={root}:"${{PYTHONPATH:-}}"'
 
 
 def tasks_of(job: Job, prep: PrepJobs) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 from configs.cluster import ClusterConfig
 from configs.registry import Registry
@@ -18,8 +19,13 @@ class Backend(ABC):
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
 
+    passes_on: Collection[str] | None = None
+    """None where ranks have this process's environment; else the variables of it that they must not get."""
+    scheduled = False
+    """Whether a scheduler holds the job, and not the process that starts it."""
+
     def nodes(self) -> list[str]:
-        """The nodes' names, as far as they are known beforehand; ``[""]`` for this machine."""
+        """The nodes' names; empty ones as far as they are not known beforehand, and for this machine."""
         return [""]
 
     def ranks(self, wanted: int | None) -> int:

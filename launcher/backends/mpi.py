@@ -1,0 +1,64 @@
+"""MPI: ``mpirun`` carries one agent to each host. The ranks themselves know nothing of it: they meet as always."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from configs.cluster import MpiCluster
+from launcher import hosts as names
+from launcher.backends.base import BACKENDS, Backend
+from launcher.follow import Beat, Shell, follow
+from launcher.job import ROOT, Job
+from launcher.node import encoded
+
+NUMBER = {"openmpi": "OMPI_COMM_WORLD_RANK", "mpich": "PMI_RANK"}
+"""Where each agent reads the number of its node."""
+
+
+@BACKENDS.add("mpi")
+class Mpi(Backend):
+    """``launcher: openmpi`` or ``mpich``; followed to its end, as hosts are."""
+
+    cluster: MpiCluster
+    passes_on = ()
+
+    def nodes(self) -> list[str]:
+        return [host.name for host in self.hosts()] or [""] * (self.cluster.nodes or 1)
+
+    def ranks(self, wanted: int | None) -> int:
+        """Whoever starts this need not have the hosts' GPUs."""
+        listed = self.hosts()
+        said = names.slots(listed, self.cluster.processes, self.cluster.hostfile or "hosts") if listed else None
+        return said or self.cluster.processes or wanted or super().ranks(None)
+
+    def hosts(self) -> list[names.Host]:
+        cluster = self.cluster
+        if cluster.hostfile is not None:
+            return names.read_hostfile(Path(cluster.hostfile))
+        return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+
+    def command(self, job: Job) -> list[str]:
+        """One process for each host, however many slots a hostfile gives it: they are for the ranks."""
+        cluster, count, hosts = self.cluster, str(job.nodes), ",".join(job.hosts)
+        if cluster.launcher == "openmpi":
+            where = ["--host", hosts] if hosts else []
+            root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+            # Of all nodes in turn, and not bound to one core, for the ranks inherit that.
+            how = ["--map-by", "node", "--oversubscribe", "--bind-to", "none", *root]
+        else:
+            where = ["-hosts", hosts] if hosts else []
+            how = ["-ppn", "1", "-bind-to", "none"] if hosts else ["-bind-to", "none"]
+        path = encoded(job.place / "job.json")
+        agent = [sys.executable, "-P", str(ROOT / "launcher" / "node.py"), path, "--node", NUMBER[cluster.launcher]]
+        return [cluster.mpirun, "-np", count, *where, *how, *cluster.options, *agent]
+
+    def describe(self, job: Job) -> str:
+        return f"# {job.place / 'job.json'}\n{job.shown()}\n\n{shlex.join(self.command(job))}"
+
+    def run(self, job: Job) -> None:
+        job.save()
+        with Beat(job.place).beating() as beat:
+            follow(job, [Shell.start("mpirun", self.command(job), os.environ)], beat)

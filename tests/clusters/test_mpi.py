@@ -1,0 +1,113 @@
+"""A real OpenMPI: two agents on one machine, each a node of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.launch import prepare_data
+from launcher.runfile import open_prep
+from tests.launcher.conftest import write_run
+
+pytestmark = [pytest.mark.clusters, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = """
+kind: mpi
+nodes: 2
+processes: 1
+interface: lo
+variables: {OMP_NUM_THREADS: "1"}
+supervision: {restarts: RESTARTS}
+"""
+MANY = ["stages.0.training.steps=400", "stages.0.training.checkpoint_every=20"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("mpirun") is None:
+        pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
+    folder = tmp_path_factory.mktemp("mpi") / "a b'c"
+    folder.mkdir()
+    config = open_prep(str(write_run(folder)), [f"data.folder={folder / 'data'}"])
+    prepare_data(config.data, config.data_folder)
+    return folder
+
+
+def start(place: Path, name: str, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+    file = place / f"{name}.yaml"
+    file.write_text(CLUSTER.replace("RESTARTS", str(restarts)))
+    run = [str(place / "small.yaml"), f"name={name}", f"data.folder={place / 'data'}", *words]
+    command = [sys.executable, "-P", "-m", "launcher.cli", "run", *run, "--cluster", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ranks(place: Path, name: str) -> list[psutil.Process]:
+    """The rank programs of a run; its folder is on their command line."""
+    folder = str((place / "runs" / name).resolve())
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "distill_core.run" in words and folder in words:
+            found.append(process)
+    return found
+
+
+def wait_for_steps(process: subprocess.Popen[str], place: Path, name: str, seconds: float = 120) -> None:
+    path = place / "runs" / name / "logs" / "progress.json"
+    deadline = time.monotonic() + seconds
+    while not path.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{name} has not begun"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[subprocess.Popen[str]]]:
+    """Launchers that a failing test would leave."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_sigterm_is_a_checkpoint_and_75(place: Path, stopped: list[subprocess.Popen[str]]) -> None:
+    """And the same command goes on to the end."""
+    process = start(place, "stopped", *MANY)
+    stopped.append(process)
+    wait_for_steps(process, place, "stopped")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "Stopped by SIGTERM. The state of the last step is in a checkpoint." in said
+    assert not ranks(place, "stopped")
+    process = start(place, "stopped", *MANY)
+    stopped.append(process)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert (place / "runs" / "stopped" / "report.html").is_file()
+    assert not ranks(place, "stopped")
+
+
+def test_a_killed_rank_is_named_and_69(place: Path, stopped: list[subprocess.Popen[str]]) -> None:
+    process = start(place, "killed", *MANY)
+    stopped.append(process)
+    wait_for_steps(process, place, "killed")
+    victim = next(p for p in ranks(place, "killed") if p.environ().get("RANK") == "1")
+    victim.kill()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 69, said
+    assert "Rank 1 of 2 on" in said and "it was killed by SIGKILL" in said
+    assert not ranks(place, "killed")

@@ -1,0 +1,69 @@
+"""What mpirun is called with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.cluster import MpiCluster, load_cluster
+from configs.errors import ConfigError
+from launcher.backends.mpi import Mpi
+from launcher.job import ROOT, Job, rank_environment
+from launcher.node import encoded
+
+
+def backend(**settings: object) -> Mpi:
+    return Mpi(MpiCluster.model_validate({"kind": "mpi", **settings}))
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return Job(tmp_path / "a b", 4, nodes=2, hosts=("n1", "n2"), mark="m1")
+
+
+def agent(job: Job, number: str) -> list[str]:
+    node = str(ROOT / "launcher" / "node.py")
+    return ["/venv/bin/python", "-P", node, encoded(job.place / "job.json"), "--node", number]
+
+
+def test_openmpi(job: Job) -> None:
+    said = backend(hosts=["n1", "n2"], options=["--mca", "btl_tcp_if_include", "eth0"]).command(job)
+    how = ["--map-by", "node", "--oversubscribe", "--bind-to", "none", "--mca", "btl_tcp_if_include", "eth0"]
+    assert said == ["mpirun", "-np", "2", "--host", "n1,n2", *how, *agent(job, "OMPI_COMM_WORLD_RANK")]
+
+
+def test_mpich(job: Job) -> None:
+    said = backend(hosts=["n1", "n2"], launcher="mpich", mpirun="mpiexec.hydra").command(job)
+    how = ["-ppn", "1", "-bind-to", "none"]
+    assert said == ["mpiexec.hydra", "-np", "2", "-hosts", "n1,n2", *how, *agent(job, "PMI_RANK")]
+
+
+def test_nodes_and_ranks(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("n1 slots=4\nn2 slots=4\n")
+    assert backend(hostfile=str(file)).nodes() == ["n1", "n2"]
+    assert backend(hostfile=str(file)).ranks(None) == 4
+    assert backend(nodes=3).nodes() == ["", "", ""]
+    assert backend(nodes=3, processes=2).ranks(None) == 2
+    assert backend(nodes=3).ranks(5) == 5
+    with pytest.raises(ConfigError, match="no host name"):
+        backend(hosts=["-x"]).nodes()
+
+
+@pytest.mark.parametrize("line", ["", "nodes: 2\nhosts: [a]", "nodes: 2\nmpirun: --version", "nodes: 2\noptions: ['']"])
+def test_what_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"kind: mpi\n{line}\n")
+    with pytest.raises(ConfigError):
+        load_cluster(tmp_path / "c.yaml")
+
+
+def test_ranks_do_not_take_the_agent_s_place_for_their_own(job: Job) -> None:
+    """DeepSpeed compares OMPI_COMM_WORLD_LOCAL_RANK with LOCAL_RANK."""
+    said = rank_environment(job, 5, "tcp://x:1", {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "PMI_RANK": "1", "HOME": "/h"})
+    assert (said["LOCAL_RANK"], said["HOME"]) == ("1", "/h")
+    assert not [name for name in said if name.startswith(("OMPI", "PMI"))]

@@ -6,7 +6,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-prep-kill test-recipes bench bench-prep lint typecheck check format clean
+.PHONY: help install quickstart test test-clusters test-prep-kill test-recipes bench bench-prep lint typecheck check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,10 +18,13 @@ quickstart: install ## Distil a small encoder from the packaged sample corpus, i
 	@$(BIN)/distill run quickstart
 
 test: install ## Unit, contract and two-rank tests (TESTS=... for a part)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not recipes and not kill" $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not recipes and not kill and not clusters" $(TESTS)
 
 test-prep-kill: install ## Preparations killed at each step and at random moments, and started again
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill tests/data_prep/test_kill.py
+
+test-clusters: install ## Hosts as network namespaces with real ssh, links taken down, hosts killed; a real Slurm and MPI (needs root)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m clusters tests/clusters
 
 test-recipes: install ## Every recipe, made tiny, from text to exported student
 	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes

@@ -68,17 +68,19 @@ def main() -> int:
     parser.add_argument("--only")
     arguments = parser.parse_args()
 
-    def work() -> None:
-        config = load(arguments.folder / "config.yaml", [], RunConfig)
-        rank = start_ranks()
-        complete = run_chain(config, rank, arguments.only)
-        stop_ranks()
-        if rank.is_first and complete:
-            current_stage.name = "the end of the run"
-            pulse.at("end", stage=current_stage.name)
-            finish_run(config, config.folder)
+    return rank_program(arguments.folder, lambda: run_ranks(arguments.folder, arguments.only))
 
-    return rank_program(arguments.folder, work)
+
+def run_ranks(folder: Path, only: str | None) -> None:
+    """This rank's part of the run in ``folder``, from joining the others to the report."""
+    config = load(folder / "config.yaml", [], RunConfig)
+    rank = start_ranks()
+    complete = run_chain(config, rank, only)
+    stop_ranks()
+    if rank.is_first and complete:
+        current_stage.name = "the end of the run"
+        pulse.at("end", stage=current_stage.name)
+        finish_run(config, config.folder)
 
 
 def rank_program(folder: Path, work: Callable[[], None]) -> int:

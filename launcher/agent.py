@@ -28,6 +28,7 @@ from launcher.watch import Watch
 POLL_SECONDS = 0.1
 JOIN_SECONDS = 300.0
 """In which the agents of all nodes must have started."""
+LOST_LAUNCHER = "the loss of the launcher"
 KILL_GRACE = 1.0
 """Between SIGTERM and SIGKILL to ranks whose job has failed."""
 
@@ -177,18 +178,20 @@ class Agent:
 
     def _launcher_says(self) -> str | None:
         """Whether the launcher, somewhere else, asks for the end, or is gone itself."""
-        if not self.job.followed or self._stop_words is not None:
+        if not self.job.followed or self._stop_words == LOST_LAUNCHER:
             return self._stop_words
-        said, since = self._launcher
         try:
             text = (self.job.place / "launcher.json").read_text(encoding="utf-8")
-            if text != said:
+            if text != self._launcher[0]:
                 self._launcher = (text, time.monotonic())
-                self._stop_words = json.loads(text)["stop"]
+                facts = json.loads(text)
+                self._stop_words = facts["stop"]
+                if facts.get("at_once"):
+                    self.asked.who, self.asked.at_once = self.asked.who or self._stop_words, True
         except (OSError, ValueError):
             pass
-        if time.monotonic() - since > self.job.timeouts.node:
-            self._stop_words = "the loss of the launcher"
+        if self._stop_words is None and time.monotonic() - self._launcher[1] > self.job.timeouts.node:
+            self._stop_words = LOST_LAUNCHER
         return self._stop_words
 
     # ------------------------------------------------------------ meeting the other nodes
@@ -214,8 +217,10 @@ class Agent:
         while len(hub.lines) < self.job.nodes - 1:
             missing = [number for number in range(1, self.job.nodes) if number not in hub.lines]
             if time.monotonic() > deadline:
-                names = ", ".join(self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing)
-                raise LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {names}.")
+                names = [self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing]
+                error = LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {', '.join(names)}.")
+                error.host = names[0]
+                raise error
             if self.asked.who is not None or self._launcher_says() is not None:
                 raise Requeue(f"Stopped by {self.asked.who or self._launcher_says()} before the ranks had started.")
             time.sleep(POLL_SECONDS)

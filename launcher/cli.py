@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from configs.errors import ZhengliuError
+from configs.errors import Requeue, ZhengliuError
 from launcher.signals import Stopped, stop_signals
 
 USAGE, BUG = 64, 70
@@ -52,7 +54,7 @@ def run(
 ) -> None:
     """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
     from configs.cluster import load_cluster
-    from launcher import launch
+    from launcher import launch, scheduled
     from launcher.runfile import open_run
 
     config = open_run(run_file, overrides or [])
@@ -60,8 +62,22 @@ def run(
     where = None if cluster is None else load_cluster(cluster)
     if dry_run:
         typer.echo(launch.dry_run(config, only, where))
+    elif where is None and scheduled.is_rank(os.environ):
+        scheduled.leave(config, only)
     else:
-        launch.launch(config, only, where)
+        with requeued():
+            launch.launch(config, only, where)
+
+
+@contextlib.contextmanager
+def requeued() -> Iterator[None]:
+    """A scheduler's signals before there are ranks: what is prepared so far is kept."""
+    try:
+        yield
+    except Stopped as stopped:
+        if stopped.signum not in (signal.SIGTERM, signal.SIGUSR1):
+            raise
+        raise Requeue(f"Stopped by {stopped}, before the ranks had started. The same command continues.") from None
 
 
 @app.command()

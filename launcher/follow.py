@@ -27,7 +27,7 @@ from launcher.verdict import Verdict, read_verdict
 from launcher.watch import Watch
 
 BEAT_SECONDS = 0.5
-LINGER_SECONDS = 10.0
+LINGER_SECONDS = 5.0
 """For remote shells to end after the verdict, and for a verdict after the last of them has ended."""
 
 
@@ -76,6 +76,8 @@ class Beat:
 
     def __init__(self, place: Path) -> None:
         self.stop: str | None = None
+        self.at_once = False
+        """Asked a second time: not even the step is to be ended."""
         self._path = place / "launcher.json"
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -104,7 +106,7 @@ class Beat:
     def write(self) -> None:
         with self._lock:
             self._number += 1
-            write_private(self._path, json.dumps({"beat": self._number, "stop": self.stop}))
+            write_private(self._path, json.dumps({"beat": self._number, "stop": self.stop, "at_once": self.at_once}))
 
 
 def follow(job: Job, shells: Sequence[Shell], beat: Beat) -> None:
@@ -138,6 +140,9 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
         running = [shell for shell in shells if shell.process.poll() is None]
         if asked.who is not None and beat.stop is None:
             beat.ask_to_stop(asked.who)
+        if asked.at_once and not beat.at_once:
+            beat.at_once = True
+            beat.write()
         broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
         if broken and lost is None and verdict is None:
             lost = broken[0]
@@ -145,12 +150,25 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
         if ended is None and (verdict is not None or not running or asked.at_once):
             ended = time.monotonic()
         if ended is not None:
-            over = time.monotonic() - ended > LINGER_SECONDS
+            waited = time.monotonic() - ended
+            over = waited > LINGER_SECONDS
             if verdict is not None and (over or not running):
                 return _final(verdict, lost)
-            if verdict is None and (over or asked.at_once):
+            if verdict is None and over and beat.stop is None:  # a runner that went with status 0
+                beat.ask_to_stop(f"the loss of {shells[0].name}")
+            # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
+            if at_work(job) and not asked.at_once and waited < LINGER_SECONDS + job.timeouts.stop:
+                over = False
+            if verdict is None and over and asked.at_once:
+                return Verdict.stopped(str(asked.who), complete=False)
+            if verdict is None and over:
                 return Verdict("failed", _silence(lost, shells), LaunchError.exit_code, lost.name if lost else None)
         time.sleep(POLL_SECONDS)
+
+
+def at_work(job: Job) -> bool:
+    """Whether node 0's agent has begun and not ended."""
+    return (job.place / "link.json").exists()
 
 
 def _final(verdict: Verdict, lost: Shell | None) -> Verdict:

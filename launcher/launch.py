@@ -22,7 +22,7 @@ from configs import loader
 from configs.cluster import ClusterConfig
 from configs.errors import LaunchError, Requeue, output_error
 from launcher import devices, environment
-from launcher.job import Job, passed_on
+from launcher.job import PLACED, Job, passed_on
 from launcher.lock import folder_lock
 from launcher.signals import stop_signals
 
@@ -43,6 +43,7 @@ def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | 
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
+        backend.check(job)
         before = prepare_data(config.data, config.data_folder, cluster if backend.scheduled else None)
         carry_through(backend, replace(job, after=before))
     return 0
@@ -95,8 +96,9 @@ def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None 
     check_stage([stage.name for stage in config.stages], only)
     where = ClusterConfig(kind=config.launch.backend) if cluster is None else cluster
     backend = BACKENDS[where.kind](where)
-    nodes, elsewhere = backend.nodes(), backend.passes_on is not None
-    ours = {name: value for name, value in os.environ.items() if name not in (backend.passes_on or ())}
+    nodes = backend.nodes()
+    elsewhere = any(nodes) or len(nodes) > 1 or backend.scheduled
+    ours = {name: value for name, value in os.environ.items() if not (backend.scheduled and name in PLACED)}
     job = Job(
         folder=config.folder,
         ranks=backend.ranks(config.launch.processes),

@@ -8,7 +8,7 @@ import signal
 import types
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
@@ -22,7 +22,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within the block, SIGINT, SIGTERM and SIGHUP raise :class:`Stopped` in the main thread.
+    """Within the block, SIGINT, SIGTERM, SIGHUP and SIGUSR1 raise :class:`Stopped` in the main thread.
 
     A signal that was ignored on entry stays ignored: that is how ``nohup`` works.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 
 from configs.cluster import ClusterConfig
 from configs.registry import Registry
@@ -16,8 +15,6 @@ class Backend(ABC):
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
 
-    passes_on: Collection[str] | None = None
-    """None where ranks have this process's environment; else the variables of it that they must not get."""
     scheduled = False
     """Whether a scheduler holds the job, and not the process that starts it."""
 
@@ -30,6 +27,14 @@ class Backend(ABC):
         from launcher.launch import ranks
 
         return ranks(self.cluster.processes or wanted)
+
+    def check(self, job: Job) -> None:
+        """Before any work is done: that ``job`` could be started.
+
+        Raises:
+            LaunchError, ConfigError: what is missing, and on which host.
+        """
+        del job
 
     @abstractmethod
     def describe(self, job: Job) -> str:

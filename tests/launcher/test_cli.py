@@ -240,6 +240,19 @@ def test_try_and_monitor_before_a_run(run_file: Path, capsys: pytest.CaptureFixt
     assert "distill run" in shown
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 129)])
+def test_a_run_that_is_stopped_while_it_prepares_is_requeued(
+    run_file: Path,
+    number: signal.Signals,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("launcher.launch.prepare_data", lambda *_: signal.raise_signal(number))
+    assert distill("run", str(run_file)) == status
+    assert f"Stopped by {number.name}" in capsys.readouterr().err
+
+
 def test_stopping_a_preparation_leaves_no_worker(run_file: Path) -> None:
     code = (
         "import sys, time, multiprocessing\n"

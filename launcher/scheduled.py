@@ -1,0 +1,128 @@
+"""``distill run`` as one rank: where torchrun, or a scheduler that speaks like it, has already started the ranks.
+
+They set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. There is no agent then: supervision and restarts are
+theirs. Rank 0 checks, prepares and writes; the others wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs import loader
+from configs.errors import LaunchError
+from launcher import environment, launch, network
+from launcher.lock import folder_lock
+
+if TYPE_CHECKING:
+    from distill_core.config import RunConfig
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WAIT_SECONDS = 0.2
+RESTARTS = (
+    "warning: torchrun's restarts hang unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is in the environment of torchrun "
+    "itself. Without it, start the same command again by hand: it continues from the newest checkpoint."
+)
+
+
+def is_rank(variables: Mapping[str, str]) -> bool:
+    """Whether this process is one of several that somebody else has started, and no rank of our own agents."""
+    return all(variables.get(name) for name in NAMES) and "ZHENGLIU_RENDEZVOUS" not in variables
+
+
+def run(config: RunConfig, only: str | None = None) -> int:
+    """Be this rank of ``config``'s run; its exit status.
+
+    Raises:
+        ZhengliuError: what can be known beforehand.
+    """
+    from distill_core import preflight
+    from distill_core.run import rank_program, run_ranks
+    from launcher.runfile import check_stage
+
+    rank, world_size = _numbers(os.environ)
+    check_stage([stage.name for stage in config.stages], only)
+    preflight.check(config, world_size)
+    _defaults()
+    if rank > 0:
+        _await_first(config)
+        return rank_program(config.folder, lambda: run_ranks(config.folder, only))
+    if _restarts_hang(os.environ):
+        print(RESTARTS, flush=True)
+    with folder_lock(config.folder):
+        _begin(config, world_size)
+        return rank_program(config.folder, lambda: run_ranks(config.folder, only))
+
+
+def _numbers(variables: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, world size)."""
+    said = {name: variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    for name, text in said.items():
+        if not text.isdigit():
+            raise LaunchError(f"{name} is {text!r}, which is no number. Who started this process sets it.")
+    rank, world_size = int(said["RANK"]), int(said["WORLD_SIZE"])
+    if rank >= world_size:
+        raise LaunchError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0.")
+    return rank, world_size
+
+
+def _begin(config: RunConfig, world_size: int) -> None:
+    """What the launcher does before it starts ranks."""
+    launch.check_sources(config.data, config.data_folder)
+    (config.folder / "logs").mkdir(parents=True, exist_ok=True)
+    for rank in range(world_size):
+        (config.folder / "logs" / f"rank-{rank}.error.json").unlink(missing_ok=True)
+    launch.write(config.folder / "environment.json", environment.to_json())
+    launch.prepare_data(config.data, config.data_folder)
+    launch.write(config.folder / "config.yaml", loader.to_yaml(config))  # last: the others wait for it
+
+
+def _await_first(config: RunConfig) -> None:
+    """Until rank 0 has written this very configuration, and the data is there.
+
+    No limit of time: preparation takes what it takes, and whoever started the ranks ends them when rank 0 fails.
+    """
+    wanted, parent = loader.to_yaml(config), os.getppid()
+    while not ((config.data_folder / "manifest.json").is_file() and _text(config.folder / "config.yaml") == wanted):
+        if os.getppid() != parent:
+            raise LaunchError("Whoever started this rank is gone, before rank 0 had prepared the data.")
+        time.sleep(WAIT_SECONDS)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _defaults() -> None:
+    """For gloo and NCCL: the interface by which the first node is reached; a node's name may stand for 127.0.0.1."""
+    variables = os.environ
+    variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+    variables.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if int(variables["WORLD_SIZE"]) == int(variables.get("LOCAL_WORLD_SIZE", "0")):
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        return
+    interface = network.interface_of(network.own_address(None, [variables["MASTER_ADDR"]]))
+    if interface is not None:
+        variables.setdefault("GLOO_SOCKET_IFNAME", interface)
+        variables.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _restarts_hang(variables: Mapping[str, str]) -> bool:
+    restarts = variables.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    return restarts not in ("", "0") and variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def leave(config: RunConfig, only: str | None = None) -> None:
+    """:func:`run`, and the end of this process."""
+    from distill_core.run import leave as end
+
+    status = run(config, only)
+    print(f"rank {os.environ['RANK']} ends with status {status}", file=sys.stderr, flush=True)
+    end(status)

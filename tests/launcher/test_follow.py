@@ -1,0 +1,103 @@
+"""The launcher's side, with shells that stand for ssh and DeepSpeed's runner; real ones are in ``tests/clusters``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.cluster import Timeouts
+from configs.errors import LaunchError, Requeue
+from launcher import follow
+from launcher.follow import Beat, Shell
+from launcher.job import Job
+from launcher.verdict import Verdict
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(follow, "LINGER_SECONDS", 0.5)
+    made = Job(tmp_path, 1, command=["true"], nodes=2, hosts=["a", "b"], mark="m", timeouts=Timeouts(stop=5))
+    made.save()
+    (tmp_path / "logs").mkdir()
+    return made
+
+
+def carry(job: Job, *scripts: str) -> Beat:
+    beat = Beat(job.place)
+    shells = [Shell.start(f"host-{i}", ["sh", "-c", script], os.environ) for i, script in enumerate(scripts)]
+    with beat.beating():
+        follow.follow(job, shells, beat)
+    return beat
+
+
+def later(seconds: float, deed: object) -> None:
+    timer = threading.Timer(seconds, deed)  # type: ignore[arg-type]
+    timer.daemon = True
+    timer.start()
+
+
+def test_done_is_what_node_0_has_written_whatever_the_shells_say(job: Job) -> None:
+    later(0.3, lambda: Verdict("done").save(job.place))
+    carry(job, "sleep 0.6", "sleep 0.6; exit 3")
+
+
+def test_a_status_of_0_without_a_word_is_a_failure(job: Job) -> None:
+    """As of DeepSpeed's runner, when its remote jobs have died."""
+    with pytest.raises(LaunchError, match=r"host-0: `sh` ended with status 0, and its agent without a word.*\n.*bye"):
+        carry(job, "echo bye")
+
+
+def test_a_shell_that_ends_before_the_others_asks_them_to_stop_and_is_named(job: Job) -> None:
+    def stopped() -> None:
+        path = job.place / "launcher.json"
+        while not path.exists() or json.loads(path.read_text())["stop"] != "the loss of host-1":
+            time.sleep(0.02)
+        Verdict.stopped("the loss of host-1", complete=True).save(job.place)
+
+    later(0.0, stopped)
+    with pytest.raises(LaunchError, match=r"host-1: `sh` ended with status 255.*\n.*no route") as error:
+        carry(job, "sleep 2", "echo no route to host >&2; exit 255")
+    assert (error.value.exit_code, error.value.host) == (69, "host-1")
+
+
+def test_while_the_first_agent_is_at_work_nothing_new_may_start(job: Job) -> None:
+    """The shells are gone and the agents are not: they are waited for, up to timeouts.stop."""
+    link = job.place / "link.json"
+    link.write_text("{}")
+
+    def end() -> None:
+        Verdict.stopped("the loss of host-0", complete=True).save(job.place)
+        link.unlink()
+
+    began = time.monotonic()
+    later(2.0, end)
+    with pytest.raises(LaunchError, match="host-0: `sh` ended with status 255"):
+        carry(job, "exit 255")
+    assert time.monotonic() - began > 1.9
+
+
+def test_signals_travel_with_the_beat(job: Job) -> None:
+    seen: list[dict[str, object]] = []
+    path = job.place / "launcher.json"
+
+    def ask() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.4)
+            seen.append(json.loads(path.read_text()))
+
+    later(0.3, ask)
+    with pytest.raises(Requeue, match="Stopped by SIGTERM"):
+        carry(job, "sleep 30")
+    assert [(facts["stop"], facts["at_once"]) for facts in seen] == [("SIGTERM", False), ("SIGTERM", True)]
+
+
+def test_a_program_that_is_not_there(job: Job) -> None:
+    with pytest.raises(LaunchError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
+        Shell.start("a", ["/nowhere/no-such-ssh"], {})

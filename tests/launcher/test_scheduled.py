@@ -1,0 +1,64 @@
+"""``distill run`` under torchrun, but for the ranks themselves (``tests/clusters/test_chain.py``)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import loader
+from configs.errors import LaunchError
+from launcher import launch, scheduled
+from launcher.runfile import open_run
+
+RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def test_who_is_a_rank() -> None:
+    assert scheduled.is_rank(RANK)
+    assert not scheduled.is_rank({})
+    assert not scheduled.is_rank(RANK | {"MASTER_ADDR": ""})
+    assert not scheduled.is_rank(RANK | {"ZHENGLIU_RENDEZVOUS": "file:///x"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"RANK": "two"}, "RANK is 'two', which is no number"), ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE 2")],
+)
+def test_numbers_that_cannot_be(change: dict[str, str], words: str) -> None:
+    with pytest.raises(LaunchError, match=words):
+        scheduled._numbers(RANK | change)
+
+
+def test_the_others_wait_for_this_very_configuration_and_the_data(run_file: Path) -> None:
+    config = open_run(str(run_file), [])
+    launch.write(config.folder / "config.yaml", "name: of an earlier run\n")
+    waiting = threading.Thread(target=scheduled._await_first, args=(config,), daemon=True)
+    waiting.start()
+    for path, text in (("data/manifest.json", "{}"), ("config.yaml", loader.to_yaml(config))):
+        time.sleep(0.4)
+        assert waiting.is_alive()
+        launch.write(config.folder / path, text)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_one_machine_talks_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")  # restored at the end
+        monkeypatch.delenv(name)
+    for name, value in (RANK | {"LOCAL_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    scheduled._defaults()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_restarts_of_torchrun_are_warned_about_where_they_hang() -> None:
+    shared = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert scheduled._restarts_hang(shared)
+    assert not scheduled._restarts_hang(shared | {"TORCHELASTIC_USE_AGENT_STORE": "False"})
+    assert not scheduled._restarts_hang(shared | {"TORCHELASTIC_MAX_RESTARTS": "0"})
+    assert not scheduled._restarts_hang({})

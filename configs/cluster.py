@@ -209,7 +209,7 @@ class MpiCluster(ClusterConfig):
     """``NAME slots=N`` a line."""
     hosts: list[str] = []
     """Or their names here."""
-    nodes: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=2)
     """Or, within a scheduler's job from which mpirun knows the hosts, how many there are."""
     options: list[Annotated[str, Field(pattern=r"^\S+$")]] = []
     """Further words for mpirun, e.g. [--mca, btl_tcp_if_include, eth0]."""

@@ -22,7 +22,7 @@ from configs import loader
 from configs.cluster import ClusterConfig
 from configs.errors import LaunchError, Requeue, output_error
 from launcher import devices, environment
-from launcher.job import Job, passed_on
+from launcher.job import PLACED, Job, passed_on
 from launcher.lock import folder_lock
 from launcher.signals import stop_signals
 
@@ -97,8 +97,9 @@ def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None 
     check_stage([stage.name for stage in config.stages], only)
     where = ClusterConfig(kind=config.launch.backend) if cluster is None else cluster
     backend = BACKENDS[where.kind](where)
-    nodes, elsewhere = backend.nodes(), backend.passes_on is not None
-    ours = {name: value for name, value in os.environ.items() if name not in (backend.passes_on or ())}
+    nodes = backend.nodes()
+    elsewhere = any(nodes) or len(nodes) > 1 or backend.scheduled
+    ours = {name: value for name, value in os.environ.items() if not (backend.scheduled and name in PLACED)}
     job = Job(
         folder=config.folder,
         ranks=backend.ranks(config.launch.processes),

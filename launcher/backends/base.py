@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 
 from configs.cluster import ClusterConfig
 from configs.registry import Registry
@@ -19,8 +18,6 @@ class Backend(ABC):
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
 
-    passes_on: Collection[str] | None = None
-    """None where ranks have this process's environment; else the variables of it that they must not get."""
     scheduled = False
     """Whether a scheduler holds the job, and not the process that starts it."""
 

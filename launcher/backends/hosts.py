@@ -32,7 +32,6 @@ class Hosts(Backend):
     """``runner: ssh`` or ``deepspeed``."""
 
     cluster: HostsCluster
-    passes_on = ()
 
     def nodes(self) -> list[str]:
         return [host.name for host in self.hosts()]

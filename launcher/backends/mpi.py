@@ -23,7 +23,6 @@ class Mpi(Backend):
     """``launcher: openmpi`` or ``mpich``; followed to its end, as hosts are."""
 
     cluster: MpiCluster
-    passes_on = ()
 
     def nodes(self) -> list[str]:
         return [host.name for host in self.hosts()] or [""] * (self.cluster.nodes or 1)

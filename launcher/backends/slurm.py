@@ -16,7 +16,7 @@ import sys
 from configs.cluster import SlurmCluster
 from configs.errors import LaunchError, output_error
 from launcher.backends.base import BACKENDS, Backend
-from launcher.job import HOSTS, PLACED, ROOT, Job, write_private
+from launcher.job import HOSTS, ROOT, Job, write_private
 from launcher.node import encoded
 
 EXPORTED = "HOME,LANG,LC_ALL,LD_LIBRARY_PATH,LOGNAME,MODULEPATH,MODULESHOME,PATH,SHELL,USER"
@@ -70,7 +70,6 @@ class Slurm(Backend):
     """``sbatch``, not waited for."""
 
     cluster: SlurmCluster
-    passes_on = PLACED
     scheduled = True
 
     def nodes(self) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ import yaml
 
 from tests.clusters import hosts
 from tests.clusters.hosts import Network
-from tests.clusters.slurm_here import PROGRAMS, SEARCH, Slurm, slurm_here
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NODE_TIMEOUT = 5.0
@@ -121,12 +119,3 @@ def await_starts(made: Launched, count: int) -> None:
     until(begun, f"{count} ranks at work")
     time.sleep(0.3)
     made.ranks = made.pids()
-
-
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
-    missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)}: not installed (Debian: slurm-wlm, munge)")
-    with slurm_here() as running:
-        yield running

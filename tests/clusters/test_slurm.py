@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from data_prep.corpus import Corpus
 from launcher.launch import prepare_data
 from launcher.runfile import open_prep
-from tests.clusters.slurm_here import Slurm
+from tests.clusters.slurm_here import PROGRAMS, SEARCH, Slurm, slurm_here
 from tests.launcher.conftest import write_run
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(600)]
@@ -32,6 +33,15 @@ prep: {{tasks: 2, memory_gb: 1, time: "1:00:00"}}
 sbatch: {{{sbatch}}}
 """
 MANY = ["stages.0.training.steps=400", "stages.0.training.checkpoint_every=1000"]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    missing = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: not installed (Debian: slurm-wlm, munge)")
+    with slurm_here() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +143,12 @@ def test_preempted_and_at_its_time_limit_it_ends_with_the_same_bits(slurm: Slurm
 
 
 def test_a_failing_run_is_a_failed_job_with_our_status(slurm: Slurm, place: Path) -> None:
+    """A shard is damaged between the submission, which would see it, and the start."""
     damaged = place / "damaged"
     shutil.copytree(place / "data", damaged)
+    job = submit(slurm, place, "damaged", cluster(place, sbatch='hold: ""'), f"data.folder={damaged}")
     next((damaged / "shards").rglob("tokens.bin")).write_bytes(b"")
-    job = submit(slurm, place, "damaged", cluster(place), f"data.folder={damaged}")
+    slurm.call("scontrol", "release", job)
     facts = slurm.wait(job, "COMPLETED", "FAILED")
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "65:0", "0")
     assert "tokens.bin" in log(place, "damaged", job)

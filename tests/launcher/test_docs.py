@@ -48,3 +48,19 @@ def test_the_kubernetes_file_shows_what_it_would_start(
     assert "kubectl apply -f -" in done.output
     assert "- launcher.node\n" in done.output
     assert not list((tmp_path / "small").iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("heading", "file", "said"), [("Slurm", "slurm.yaml", "sbatch"), ("MPI", "mpi.yaml", "mpirun")]
+)
+def test_the_files_of_schedulers_show_what_they_would_start(
+    heading: str, file: str, said: str, run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_text(block(heading, "yaml"), encoding="utf-8")
+    command = block(heading, "bash").splitlines()[0].split()
+    sizes = [f"stages.{stage}.training.global_batch_size=16" for stage in range(2)]
+    done = CliRunner().invoke(app, ["run", str(run_file), *sizes, *command[3:]])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1].startswith(said)
+    assert "node.py" in done.output and '"nodes": 2' in done.output

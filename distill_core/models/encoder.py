@@ -161,14 +161,15 @@ class Encoder(nn.Module):
 
         ``chosen``: ``x`` is of just these rows.
         """
-        rows, head = self._rows(batch, request), self.cls.predictions
+        rows = self._rows(batch, request)
         sizes = [len(places) for places in rows.values()]
         states = torch.split(x, sizes) if chosen else [x[places] for places in rows.values()]
         read = dict(zip(rows, states, strict=True))
         if request.pooled:
             features.pooled = self.bert.pooler(read["pooled"])
-        if not request.logits:
+        if not request.logits:  # a task's model has no head for them
             return
+        head = self.cls.predictions
         everywhere = head.transform(x) if "all" in request.logits else None
         vectors: dict[Rows, Tensor] = {}
         for kind in request.logits:

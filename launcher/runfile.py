@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import loader
 from configs.errors import ConfigError
-from configs.loader import Origins
+from configs.problems import Origins
 from data_prep.config import PrepConfig
 
 if TYPE_CHECKING:

@@ -263,12 +263,13 @@ def refused(source: str, problems: Sequence[str]) -> ConfigError:
 
 def identity(config: BaseModel) -> dict[str, Any]:
     """The config as plain values, without its runtime fields."""
-    out: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("runtime")):
-            out[name] = _plain(getattr(config, name))
-    return out
+    return {name: _plain(getattr(config, name)) for name in identity_names(type(config))}
+
+
+def identity_names(model: type[BaseModel]) -> list[str]:
+    """The fields of ``model`` that were not declared with :func:`runtime`."""
+    extras = {name: field.json_schema_extra for name, field in model.model_fields.items()}
+    return [name for name, extra in extras.items() if not (isinstance(extra, dict) and extra.get("runtime"))]
 
 
 def _plain(value: Any) -> Any:

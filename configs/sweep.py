@@ -139,21 +139,23 @@ def validate_all(points: Sequence[Point], model: type[C], source: str) -> list[C
         ConfigError: with the problems of all of them; what several runs share stands once.
     """
     valid: list[C] = []
-    problems: dict[str, list[str]] = {}
+    problems: list[tuple[str, str]] = []
     for point in points:
         try:
             valid.append(loader.validate(point.tree, model, point.origins, source))
         except ConfigError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, []).append(point.name)
+            problems += [(point.name, line) for line in error.problems]
     if problems:
-        raise loader.refused(source, [said_by(names, line, len(points)) for line, names in problems.items()])
+        raise loader.refused(source, merged(problems, len(points)))
     return valid
 
 
-def said_by(names: Sequence[str], problem: str, of: int) -> str:
-    """``problem`` with the runs that have it."""
-    if len(names) == of:
-        return problem if of == 1 else f"all {of} runs: {problem}"
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more}: {problem}"
+def merged(problems: Sequence[tuple[str, str]], of: int) -> list[str]:
+    """(run, problem) pairs -> a line for each problem, with the runs that have it; ``of``: how many runs there are."""
+    lines = []
+    for problem in dict.fromkeys(line for _, line in problems):
+        names = [name for name, line in problems if line == problem]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        who = f"all {of} runs" if len(names) == of > 1 else f"{names[0]}{more}"
+        lines.append(f"{who}: {problem}")
+    return lines

@@ -183,4 +183,4 @@ def curves(outcomes: Sequence[Outcome]) -> Section:
             drawn.append(overlaid(name, "eval/student_loss", "held-out masked-LM loss", rows))
         some = [plot for plot in drawn if plot is not None]
         plots += [Plot(plot, wide=True, heading="" if place else name) for place, plot in enumerate(some)]
-    return Section("Curves", plots=plots)
+    return Section("Curves", ["The runs' curves, one upon the other, are drawn in report.html."], plots=plots)

@@ -8,6 +8,7 @@ anything else that escapes is a defect of ours and ends with 70 and a traceback 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -18,9 +19,13 @@ class ZhengliuError(Exception):
 
 
 class ConfigError(ZhengliuError):
-    """A run file, an override or a combination of settings that cannot work."""
+    """A run file, an override or a combination of settings that cannot work; ``problems``: where it lists several."""
 
     exit_code = 64
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems) or [message]
 
 
 class DataError(ZhengliuError):

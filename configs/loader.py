@@ -8,10 +8,7 @@ each of its fields is *identity* (a change makes it another run) unless it is de
 from __future__ import annotations
 
 import difflib
-import re
-import types
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +16,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from configs.errors import ConfigError
+from configs.problems import KeyPath, Origins, explained
 
 PACKAGED = Path(__file__).parent
-KeyPath = tuple[str | int, ...]
-Origins = dict[KeyPath, str]
 MAX_VALUES = 100_000
 
 
@@ -87,7 +83,7 @@ def _choose_mode(tree: dict[str, Any], origins: Origins, overrides: Sequence[str
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"There is no mode {wanted!r}.{hint} This run file has: {', '.join(modes)}.")
     for path, value in modes[wanted].items():
-        _write(tree, origins, path, _unshared(value), f"the mode {wanted!r}")
+        write_at(tree, origins, path, unshared(value), f"the mode {wanted!r}")
     tree["mode"] = wanted
 
 
@@ -134,7 +130,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], Origins]:
             return {}, origins
         _refuse_bombs(node, path)
         _note_origins(node, (), path, origins)
-        raw = _unshared(yaml.safe_load(text))
+        raw = unshared(yaml.safe_load(text))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}.") from None
     except OSError as error:
@@ -163,11 +159,11 @@ def _refuse_bombs(node: yaml.Node, path: Path) -> None:
             waiting += node.value
 
 
-def _unshared(node: Any) -> Any:
+def unshared(node: Any) -> Any:
     """A copy in which YAML aliases are separate values: an override of one must not change the others."""
     if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(item) for item in node] if isinstance(node, list) else node
+        return {key: unshared(value) for key, value in node.items()}
+    return [unshared(item) for item in node] if isinstance(node, list) else node
 
 
 def _note_origins(node: yaml.Node, at: KeyPath, path: Path, origins: Origins) -> None:
@@ -201,10 +197,10 @@ def apply_override(tree: dict[str, Any], origins: Origins, word: str) -> None:
     path, equals, text = word.partition("=")
     if not equals or not path:
         raise ConfigError(f"The override {word!r} is not of the form a.b=value.")
-    _write(tree, origins, path, _override_value(text, word), f"override {word!r}")
+    write_at(tree, origins, path, _override_value(text, word), f"override {word!r}")
 
 
-def _write(tree: dict[str, Any], origins: Origins, path: str, value: Any, word: str) -> None:
+def write_at(tree: dict[str, Any], origins: Origins, path: str, value: Any, word: str) -> None:
     """Write ``value`` at ``path``; ``word``: who says so, for messages."""
     here: Any = tree
     at: list[str | int] = []
@@ -227,7 +223,7 @@ def _write(tree: dict[str, Any], origins: Origins, path: str, value: Any, word: 
 def _override_value(text: str, word: str) -> Any:
     """The value as YAML; what begins like no YAML collection or string (``*.txt``, ``C: x``) is plain text."""
     try:
-        return _unshared(yaml.safe_load(text)) if text else None
+        return unshared(yaml.safe_load(text)) if text else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if text[0] not in "[{\"'":
             return text
@@ -242,7 +238,7 @@ def _item_index(items: list[Any], key: str, word: str) -> int:
     if key in names:
         return names.index(key)
     known = ", ".join(str(name) for name in names if name) or f"0 to {len(items) - 1}"
-    raise ConfigError(f"The override {word!r}: the list has no item {key!r} (it has {known}).")
+    raise ConfigError(f"The {word}: the list has no item {key!r} (it has {known}).")
 
 
 # ---------------------------------------------------------------- validating
@@ -253,107 +249,13 @@ def validate(tree: Any, model: type[C], origins: Origins | None = None, source: 
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        items = [dict(item) for item in error.errors()]
-        lines = [_explain(item, tree, model, origins or {}, source) for item in _without_echoes(items, tree)]
-        unique = list(dict.fromkeys(lines))
-        head = f"{source}: {len(unique)} problem{'s' if len(unique) > 1 else ''} in the configuration."
-        raise ConfigError("\n  - ".join([head, *unique])) from None
+        raise refused(source, explained(error, tree, model, origins or {}, source)) from None
 
 
-def _explain(item: dict[str, Any], tree: Any, model: type[Config], origins: Origins, source: str) -> str:
-    loc = tuple(item["loc"])
-    shown = _keys_of(loc, tree, missing=item["type"] == "missing")
-    if item["type"] == "union_tag_invalid":
-        shown = (*shown, item["ctx"]["discriminator"].strip("'"))
-    place = next((origins[shown[:n]] for n in range(len(shown), 0, -1) if shown[:n] in origins), source)
-    name = ".".join(map(str, shown)) or "(top level)"
-    if item["type"] == "extra_forbidden":
-        known = field_names(model, loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.6)
-        hint = f" Did you mean `{near[0]}`?" if near else (f" Known: {', '.join(known)}." if known else "")
-        return f"`{name}` ({place}): there is no such key.{hint}"
-    if item["type"] == "missing":
-        return f"`{name}` ({place}): this key is required."
-    if item["type"] == "union_tag_not_found":
-        return f"`{name}` ({place}): the key {item['ctx']['discriminator']} is required."
-    known = _NAMES.findall(item.get("ctx", {}).get("expected_tags") or item.get("ctx", {}).get("expected") or "")
-    if known:
-        value = item["ctx"].get("tag", item.get("input"))
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"`{name}` = {value!r} ({place}): there is no such choice.{hint} Known: {', '.join(known)}."
-    reason = str(item["msg"]).removeprefix("Value error, ").rstrip(".")
-    reason = reason[:1].upper() + reason[1:]
-    value = item.get("input")
-    given = "" if isinstance(value, dict | list | BaseModel) else f" = {value!r}"
-    return f"`{name}`{given} ({place}): {reason}."
-
-
-_NAMES = re.compile("'([^']*)'")
-"""The choices as pydantic writes them into a message."""
-
-
-def _without_echoes(items: list[dict[str, Any]], tree: Any) -> list[dict[str, Any]]:
-    """Where a key takes a name or a list, a number or a mapping, pydantic tries both: without what it says about the
-    other one."""
-    at = [_keys_of(tuple(item["loc"]), tree, missing=False) for item in items]
-
-    def echo(item: dict[str, Any], keys: KeyPath) -> bool:
-        beside = [o["type"] for o, k in zip(items, at, strict=True) if o is not item and k[: len(keys)] == keys]
-        if item["type"] == "model_type":
-            return any(other != "model_type" for other in beside)
-        if isinstance(item["input"], str):
-            return item["type"].endswith("_type") and "literal_error" in beside
-        other_form = item["type"] in ("literal_error", "float_type")
-        return isinstance(item["input"], list | dict) and other_form and bool(beside)
-
-    return [item for item, keys in zip(items, at, strict=True) if not echo(item, keys)]
-
-
-def _keys_of(loc: KeyPath, tree: Any, missing: bool) -> KeyPath:
-    """``loc`` without the union tags that pydantic puts into it."""
-    keys: list[str | int] = []
-    here = tree
-    for position, part in enumerate(loc):
-        try:
-            here = here[part]
-        except (KeyError, IndexError, TypeError):
-            if not (missing and position == len(loc) - 1):
-                continue
-        keys.append(part)
-    return tuple(keys)
-
-
-def field_names(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
-    """The valid keys at ``loc`` inside ``model`` (union tags and list indices in ``loc`` are walked over)."""
-    here: list[type[BaseModel]] = [model]
-    for part in loc:
-        step: list[type[BaseModel]] = []
-        for m in here:
-            if isinstance(part, str) and part in m.model_fields:
-                step += _models_in(m.model_fields[part].annotation)
-        if step:
-            here = step
-        elif isinstance(part, str):
-            tagged = [m for m in here if _tag(m) == part]
-            here = tagged or here
-    return sorted({name for m in here for name in m.model_fields})
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("kind")
-    if kind is None:
-        return None
-    args = typing.get_args(kind.annotation)
-    return str(args[0]) if args else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
-    return []
+def refused(source: str, problems: Sequence[str]) -> ConfigError:
+    """One error that lists ``problems``."""
+    head = f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration."
+    return ConfigError("\n  - ".join([head, *problems]), problems)
 
 
 # ---------------------------------------------------------------- identity and writing
@@ -361,12 +263,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def identity(config: BaseModel) -> dict[str, Any]:
     """The config as plain values, without its runtime fields."""
-    out: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if not (isinstance(extra, dict) and extra.get("runtime")):
-            out[name] = _plain(getattr(config, name))
-    return out
+    return {name: _plain(getattr(config, name)) for name in identity_names(type(config))}
+
+
+def identity_names(model: type[BaseModel]) -> list[str]:
+    """The fields of ``model`` that were not declared with :func:`runtime`."""
+    extras = {name: field.json_schema_extra for name, field in model.model_fields.items()}
+    return [name for name, extra in extras.items() if not (isinstance(extra, dict) and extra.get("runtime"))]
 
 
 def _plain(value: Any) -> Any:

@@ -63,6 +63,22 @@ def quality_curves(name: str, rows: Rows, unigram: dict[str, Any] | None) -> str
         return svg(figure, f"quality-{name}")
 
 
+def overlaid(name: str, key: str, title: str, runs: dict[str, Rows]) -> str | None:
+    """One quantity over the steps of several runs; None when fewer than two points of any are there."""
+    drawn = {run: rows for run, rows in runs.items() if len(_series(rows, key)[0]) > 1}
+    if not drawn:
+        return None
+    with style():
+        figure = Figure(figsize=(9.2, max(3.4, 0.9 + 0.2 * len(drawn))), layout="constrained")
+        axes = figure.subplots()
+        for place, (run, rows) in enumerate(drawn.items()):
+            dashes = ("-", "--", ":", "-.")[place // len(PALETTE) % 4]
+            _line(axes, rows, key, PALETTE[place % len(PALETTE)], run, dashes)
+        axes.set(title=title, xlabel="step")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return svg(figure, f"{key}-{name}")
+
+
 def bars(
     title: str, values: dict[str, float], form: Callable[[float], str], baseline: float | None = None
 ) -> str | None:

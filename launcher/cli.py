@@ -52,14 +52,25 @@ def run(
     cluster: Annotated[str | None, typer.Option(metavar="FILE", help="Cluster file: not this machine alone.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything, print what would be started, stop.")] = False,
 ) -> None:
-    """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped."""
+    """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped.
+
+    A run file with a `sweep` is several runs, one after another."""
     from configs.cluster import load_cluster
-    from launcher import launch, scheduled
+    from launcher import launch, scheduled, sweep
     from launcher.runfile import open_run
 
+    where = None if cluster is None else load_cluster(cluster)
+    several = sweep.open_sweep(run_file, overrides or [])
+    if several is not None:
+        Current.folder = several.folder
+        if dry_run:
+            typer.echo(sweep.dry_run(several, only, where))
+        else:
+            with requeued():
+                sweep.run(several, only, where)
+        return
     config = open_run(run_file, overrides or [])
     Current.folder = config.folder
-    where = None if cluster is None else load_cluster(cluster)
     if dry_run:
         typer.echo(launch.dry_run(config, only, where))
     elif where is None and scheduled.is_rank(os.environ):
@@ -93,21 +104,22 @@ def prep(
     # Before numpy comes: it is not asked for matrix products here, and a process without threads can be forked.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from configs.cluster import load_cluster
-    from launcher import launch
+    from launcher import launch, sweep
     from launcher.lock import folder_lock
-    from launcher.runfile import open_prep
 
-    config = open_prep(run_file, overrides or [])
+    configs = sweep.preps(run_file, overrides or [])
     where = None if cluster is None else load_cluster(cluster)
-    launch.check_sources(config.data, config.data_folder)
-    if dry_run:
-        from data_prep.pipeline import describe
+    for config in configs:
+        launch.check_sources(config.data, config.data_folder)
+    for config in configs:
+        if dry_run:
+            from data_prep.pipeline import describe
 
-        typer.echo(describe(config.data, config.data_folder, where))
-        return
-    Current.folder = config.folder
-    with folder_lock(config.folder):
-        launch.prepare_data(config.data, config.data_folder, where)
+            typer.echo(describe(config.data, config.data_folder, where))
+            continue
+        Current.folder = config.folder
+        with folder_lock(config.folder):
+            launch.prepare_data(config.data, config.data_folder, where)
 
 
 @data_app.command()
@@ -174,12 +186,14 @@ def plan(
     bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s between two devices, for --devices.")] = 25.0,
 ) -> None:
     """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, network, time. No network."""
-    from launcher import plan_view
+    from launcher import plan_view, sweep
     from launcher.runfile import open_run
 
     counts = plan_view.device_counts(device_counts)
     wanted = plan_view.Wanted(probe, measure, require_fit, counts, 1e9 * bandwidth)
-    plan_view.show(open_run(run_file, overrides or []), wanted)
+    several = sweep.open_sweep(run_file, overrides or [])
+    for config in [open_run(run_file, overrides or [])] if several is None else sweep.configs(several):
+        plan_view.show(config, wanted)
 
 
 @app.command()
@@ -235,10 +249,16 @@ def export(run_file: Run, overrides: Overrides = None, stage: StageOption = None
 
 @app.command()
 def report(run_file: Run, overrides: Overrides = None) -> None:
-    """Write report.html and report.md from what the run has measured."""
+    """Write report.html and report.md from what the run has measured; of a sweep, the comparison of its runs."""
     from distill_core.report import write_report
+    from launcher import sweep
     from launcher.runfile import open_run
 
+    several = sweep.open_sweep(run_file, overrides or [])
+    if several is not None:
+        Current.folder = several.folder
+        typer.echo(f"Wrote {sweep.report(several, sweep.configs(several))}")
+        return
     config = open_run(run_file, overrides or [])
     Current.folder = config.folder
     typer.echo(f"Wrote {write_report(config, config.folder)}")
@@ -251,11 +271,12 @@ def monitor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 6006,
 ) -> None:
     """Start TensorBoard on 127.0.0.1, for this machine alone."""
-    from launcher import curves
+    from launcher import curves, sweep
     from launcher.runfile import open_prep
 
-    config = open_prep(run_file, overrides or [])
-    raise typer.Exit(curves.serve(config.folder, port, config.data_folder))
+    config, several = open_prep(run_file, overrides or []), sweep.open_sweep(run_file, overrides or [])
+    names = [] if several is None else [run.name for run in several.runs]
+    raise typer.Exit(curves.serve(config.folder, port, config.data_folder, names))
 
 
 @app.command(name="try")

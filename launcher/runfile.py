@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import loader
 from configs.errors import ConfigError
-from configs.loader import Origins
+from configs.problems import Origins
 from data_prep.config import PrepConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The whole run file, typed. Imports torch, because each loss brings its own config."""
-    tree, origins, source = _read(run, overrides)
+    tree, origins, source = read(run, overrides)
+    if tree.get("sweep") is not None:
+        raise ConfigError(
+            f"{source} is a sweep of several runs; `run`, `prep`, `plan`, `report` and `monitor` take it whole. Name "
+            "the folder of one of its runs (OUTPUT/NAME/0001-...) instead."
+        )
     from distill_core.config import RunConfig
 
     return loader.validate(tree, RunConfig, origins, source)
@@ -26,13 +31,16 @@ def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 def open_prep(run: str, overrides: Sequence[str] = ()) -> PrepConfig:
     """Only ``name``, ``output`` and ``data`` of the run file: the other keys are not looked at."""
-    tree, origins, source = _read(run, overrides)
+    tree, origins, source = read(run, overrides)
     part = {key: tree[key] for key in PrepConfig.model_fields if key in tree}
     return loader.validate(part, PrepConfig, origins, source)
 
 
-def _read(run: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins, str]:
-    """A run folder stands for its own resolved config.yaml, wherever it has been moved to."""
+def read(run: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins, str]:
+    """The tree that a run file stands for, where its keys came from, and its name for messages.
+
+    A run folder (or a sweep's) stands for its own resolved config.yaml, wherever it has been moved to.
+    """
     folder = Path(run)
     if not folder.is_dir():
         return (*loader.read_tree(run, overrides), run)

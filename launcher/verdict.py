@@ -51,7 +51,8 @@ class Verdict:
         if self.kind == "done":
             return
         error: LaunchError = Requeue(self.message) if self.kind == "stopped" else LaunchError(self.message)
-        error.exit_code = self.exit_code
+        if 0 < self.exit_code < 256:  # nothing else is seen as a failure by whoever waits for the command
+            error.exit_code = self.exit_code
         error.host = self.host
         raise error
 

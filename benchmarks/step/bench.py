@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from benchmarks.step.distilbert_peer import distilbert_loop
-from benchmarks.step.ours import Bare, alone, build_parts, real_loop, run_config
+from benchmarks.step.ours import Bare, alone, build_parts, loader_of, real_loop, run_config
 from benchmarks.step.plain import bert, plain_loop, saved_teacher
 from benchmarks.step.settings import Setting
 from benchmarks.step.text import Padded, padded
@@ -21,7 +21,6 @@ from benchmarks.step.textbrewer_peer import textbrewer_loop
 from benchmarks.step.tinybert_peer import tinybert_loop
 from data_prep.corpus import Corpus
 from distill_core.batch import Batch
-from distill_core.build import make_loader, splits
 from distill_core.engine import Rank
 
 
@@ -95,9 +94,7 @@ class Bench:
     @functools.cached_property
     def batches(self) -> list[list[Batch]]:
         """The micro-batches of each step."""
-        config = self.config("bf16")
-        training: Any = config.stages[0].training  # type: ignore[union-attr]
-        loader = make_loader(config, training, splits(config, self.corpus, None)[0], self.rank)
+        loader = loader_of(self.config("bf16"), self.corpus, self.rank)
         found = [loader.step(number).batches for number in range(self.steps)]
         if any(len(step) != 1 for step in found):
             raise ValueError(f"{self.setting.name}: peers take one micro-batch a step, and here are several")

@@ -20,10 +20,11 @@ from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
 from distill_core.build import Parts, build, make_loader, splits, student_module
 from distill_core.config import RunConfig
-from distill_core.data import Step
+from distill_core.data import Loader, Step
 from distill_core.engine import Rank, start_ranks
 from distill_core.load import stage_teachers
 from distill_core.objective import Teacher
+from distill_core.shapes import stage_shape
 from distill_core.stage import train
 
 Precision = Literal["bf16", "fp32"]
@@ -90,6 +91,13 @@ class _Paced:
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
         return self._gate.through(self._loader.steps(first, last))
+
+
+def loader_of(config: RunConfig, corpus: Corpus, rank: Rank) -> Loader:
+    """The loader of the run's one stage."""
+    stage: Any = config.stages[0]
+    student = stage_shape(config, 0, corpus.vocab_size)
+    return make_loader(config, stage.training, splits(config, corpus, None)[0], rank, [student])
 
 
 def build_parts(config: RunConfig, corpus: Corpus, rank: Rank) -> Parts:
@@ -184,9 +192,8 @@ def first_step(config: RunConfig, corpus: Corpus, rank: Rank) -> FirstStep:
 
 def first_bare_step(config: RunConfig, corpus: Corpus, rank: Rank) -> FirstStep:
     """Of the bare step."""
-    stage: Any = config.stages[0]
     bare = Bare(config, corpus, rank)
-    batches = make_loader(config, stage.training, splits(config, corpus, None)[0], rank).step(0).batches
+    batches = loader_of(config, corpus, rank).step(0).batches
     names = [name for name, _ in bare.module.named_parameters()]
     weights = {name: master.cpu().clone() for name, master in zip(names, bare.masters, strict=True)}
     loss = float(bare.backward(batches))

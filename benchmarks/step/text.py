@@ -59,7 +59,7 @@ def padded(batch: Batch, length: int, pad: int) -> Padded:
     rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     ids = torch.full((len(lengths), length), pad)
     attended, labels = torch.zeros_like(ids), torch.full_like(ids, UNLABELLED)
-    ids[rows, batch.positions] = batch.ids
+    ids[rows, batch.positions] = batch.ids.long()
     attended[rows, batch.positions] = 1
     if batch.rows is not None and batch.labels is not None:
         labels[rows[batch.rows], batch.positions[batch.rows]] = batch.labels

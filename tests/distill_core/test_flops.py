@@ -82,8 +82,14 @@ def counted(objective: list[dict[str, Any]]) -> tuple[float, float]:
 def test_what_a_step_really_multiplies(layers: str) -> None:
     """To the deepest layer that is looked at, heads at the masked rows, projections."""
     head = [{"kind": "kd_ce"}] if layers == "all" else []
-    found, said = counted([*head, {"kind": "hidden_mse", "layers": [[0, 0], [3, 1]]}])
+    found, said = counted([*head, {"kind": "hidden_mse", "layers": [[0, 0], [4, 2] if head else [3, 1]]}])
     assert found == said
+
+
+def test_layers_that_are_read_at_few_rows_count_whole() -> None:
+    """The encoder runs the rest of its last layer at the rows that are read, which is less than what is said."""
+    found, said = counted([{"kind": "kd_ce"}])
+    assert 0.5 * said < found < said
 
 
 @pytest.mark.parametrize(
@@ -104,5 +110,6 @@ def test_what_a_step_really_multiplies(layers: str) -> None:
     ids=lambda term: f"{term['kind']}-{term.get('form', '')}{term.get('heads', '')}",
 )
 def test_what_a_loss_really_multiplies(term: dict[str, Any]) -> None:
-    without, with_it = (counted([{"kind": "kd_ce"}, *more]) for more in ([], [term]))
+    whole = [{"kind": "kd_ce"}, {"kind": "hidden_mse", "layers": [[4, 2]]}]  # last layers are read at all rows
+    without, with_it = (counted([*whole, *more]) for more in ([], [term]))
     assert with_it[0] - without[0] == with_it[1] - without[1] > 0

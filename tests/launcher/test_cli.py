@@ -183,7 +183,7 @@ def test_prep_on_a_cluster(run_file: Path, capsys: pytest.CaptureFixture[str]) -
     """--dry-run says what would happen and writes nothing; the work itself is that of this machine."""
     assert distill("prep", str(run_file), "--cluster", "clusters/slurm", "--dry-run") == 0
     shown = capsys.readouterr().out
-    assert "#SBATCH --partition=cpu" in shown and "# 1 blocks into" in shown
+    assert "#SBATCH --partition=gpu" in shown and "# 1 blocks into" in shown
     assert distill("prep", str(run_file), "--dry-run") == 0
     assert "1 processes on this machine" in capsys.readouterr().out
     assert not (run_file.parent / "runs").exists()

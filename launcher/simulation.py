@@ -147,7 +147,9 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _model(shape: EncoderConfig, work: Work) -> StageModel:
-    encoder = Encoder(shape)
+    # Dropout within attention draws a seed, a number that tensors without memory do not have. Its masks are made part
+    # by part, as large as the probabilities beside them.
+    encoder = Encoder(shape.model_copy(update={"attention_probs_dropout_prob": 0.0}))
     return encoder if work.task is None else TaskModel(encoder, work.task, [str(n) for n in range(LABELS)])
 
 

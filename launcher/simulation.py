@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from distill_core.objective import Distillation, Objective, Teacher
 from distill_core.tasks.model import StageModel, TaskModel
 from distill_core.tasks.rows import TaskKind
 
+SIMULATED = 4096
+"""Tokens that are simulated at most, but for four sequences at least."""
 LABELS = 16
 """Of a task; their number hardly matters."""
 
@@ -64,7 +66,27 @@ class Peak:
 
 
 def simulate(work: Work) -> Peak:
-    """The peak of a forward and backward pass."""
+    """The peak of a forward and backward pass.
+
+    A large one is extrapolated from two smaller ones: attention and losses go in pieces of one size, so that a peak
+    grows by the same bytes with each sequence, while the time to go through all pieces would be a minute.
+    """
+    length = max(1, min(work.length, work.tokens))
+    sequences, some = work.tokens // length, max(4, SIMULATED // length)
+    if sequences <= some:
+        return _simulate(work)
+    half, whole = (_simulate(replace(work, tokens=n * length)) for n in (some // 2, some))
+    more = (sequences - some) / (some - some // 2)
+
+    def at_full_size(small: float, large: float) -> float:
+        return large + more * (large - small)
+
+    return Peak(
+        at_full_size(half.activations, whole.activations), at_full_size(half.logits, whole.logits), whole.complete
+    )
+
+
+def _simulate(work: Work) -> Peak:
     try:
         return _run(work, losses=True)
     except Exception:  # a loss may need to see numbers (BERT-EMD's transport); then the models alone have to do

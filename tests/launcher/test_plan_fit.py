@@ -70,6 +70,15 @@ def test_checkpointed_layers_keep_less(prepared: Path) -> None:
     assert twice.complete and twice.activations < 0.5 * plain.activations
 
 
+def test_a_large_step_is_extrapolated(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = dataclasses.replace(planned(prepared).stages[1].work, tokens=64 * 24, length=24)
+    whole = simulation.simulate(work)
+    monkeypatch.setattr(simulation, "SIMULATED", 16 * 24)
+    found = simulation.simulate(work)
+    total = [peak.activations + peak.logits for peak in (found, whole)]
+    assert found != whole and total[0] == pytest.approx(total[1], rel=0.05)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_losses_are_simulated_whole(prepared: Path, objective: str) -> None:
     stage = planned(prepared, f"stages.student.objective={objective}").stages[1]

@@ -168,6 +168,8 @@ class Chief:
         }
         if not silent:
             return None
+        if asked_for(self.stop):
+            return Verdict.stopped(str(self.stop), complete=False)
         node = max(silent, key=lambda number: silent[number])
         places = list(self._reports[node].places.values()) if node in self._reports else []
         return Verdict.failure(lost_node(self._hosts[node], silent[node], places), self._job)
@@ -217,6 +219,8 @@ class Member:
         if news != self._last or now - self._sent > REPORT_SECONDS:
             self._last, self._sent = news, now
             self._spoke.line.send(own.to_json())
+        if gone and asked_for(self.stop or own.stop):
+            return Verdict.stopped(str(self.stop or own.stop), complete=False)
         if gone or now - self._heard > self._job.timeouts.node:
             failure = lost_node(self._chief, now - self._heard, list(own.places.values()))
             return Verdict.failure(failure, self._job)
@@ -224,6 +228,11 @@ class Member:
 
     def close(self) -> None:
         self._spoke.close()
+
+
+def asked_for(stop: str | None) -> bool:
+    """Whether somebody wants the end, so that a node that leaves has not failed: a second signal ends it at once."""
+    return stop is not None and not stop.startswith("the loss of")
 
 
 def lost_node(host: str, seconds: float, places: list[Whereabouts]) -> Failure:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.prep.measure import Row, interleaved, show, texts_of
+from benchmarks.prep.timing import Row, interleaved, show, texts_of
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
@@ -26,11 +26,11 @@ CHECK = 5000
 """Lines that are compared at once."""
 
 
-def run(texts: Sequence[str], vocab: Path | None = None) -> list[Row]:
+def run(texts: Sequence[str], vocabulary: Path | None = None) -> list[Row]:
     """Bar 4: speed against ``encode_batch_fast`` and lines that differ; megabytes (UTF-8) a second of all kinds."""
     lines = [line for text in texts for line in text.split("\n") if line]
     config = TokenizerConfig(vocab_size=21128, train_characters=1_000_000)
-    wordpiece: Any = open_tokenizer(vocab, config) if vocab else train_wordpiece(iter(texts), config)
+    wordpiece: Any = open_tokenizer(vocabulary, config) if vocabulary else train_wordpiece(iter(texts), config)
     library = wordpiece._hugging_face()
     few = _first(lines, PEER_CHARACTERS)
     stream, little = _stream(lines), _stream(few)

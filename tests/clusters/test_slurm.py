@@ -32,7 +32,8 @@ variables: {{OMP_NUM_THREADS: "1"}}
 prep: {{tasks: 2, memory_gb: 1, time: "1:00:00"}}
 sbatch: {{{sbatch}}}
 """
-MANY = ["stages.0.training.steps=400", "stages.0.training.checkpoint_every=1000"]
+MANY = ["stages.0.training.steps=600", "stages.0.training.checkpoint_every=1000"]
+ENDLESS = ["stages.0.training.steps=1000000", "stages.0.training.checkpoint_every=100000"]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +119,9 @@ def test_the_data_first_then_the_run(slurm: Slurm, place: Path) -> None:
     assert "submitted as Slurm jobs" in said
 
 
-def test_preempted_and_at_its_time_limit_it_ends_with_the_same_bits(slurm: Slurm, place: Path) -> None:
+def test_preempted_and_asked_to_stop_it_ends_with_the_same_bits(slurm: Slurm, place: Path) -> None:
     """On two nodes; what disturbed it costs no step: the weights are those of a run on this machine."""
-    job = submit(slurm, place, "disturbed", cluster(place, processes=1, nodes=2, notice=100), *MANY)
+    job = submit(slurm, place, "disturbed", cluster(place, processes=1, nodes=2), *MANY)
     wait_for_steps(place, "disturbed", 20)
     high = slurm.call(
         "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
@@ -129,9 +130,7 @@ def test_preempted_and_at_its_time_limit_it_ends_with_the_same_bits(slurm: Slurm
     assert int(slurm.wait(job, "RUNNING")["Restarts"]) == 1
     first = steps_done(place, "disturbed")
     wait_for_steps(place, "disturbed", first + 20)
-    slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=2")  # minutes, of which 100 s are notice
-    slurm.wait(job, "PENDING")
-    slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=60")
+    slurm.call("scancel", "--batch", "--signal=USR1", job)  # what the notice before a time limit is
     facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", seconds=300)
     said = log(place, "disturbed", job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "2"), said
@@ -140,6 +139,18 @@ def test_preempted_and_at_its_time_limit_it_ends_with_the_same_bits(slurm: Slurm
     found, expected = (weights(place / "runs" / name) for name in ("disturbed", "undisturbed"))
     assert any(name.startswith("export/") for name in expected)
     assert [name for name in expected if found.get(name) != expected[name]] == []
+
+
+def test_before_its_time_limit_it_goes_back_into_the_queue(slurm: Slurm, place: Path) -> None:
+    job = submit(slurm, place, "limited", cluster(place, notice=100), *ENDLESS)
+    wait_for_steps(place, "limited", 20)
+    slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=2")  # minutes, of which 100 s are notice
+    facts = slurm.wait(job, "PENDING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", seconds=180)
+    slurm.call("scancel", job)
+    said = log(place, "limited", job)
+    assert (facts["JobState"], facts["Restarts"]) == ("PENDING", "1"), said
+    assert "The state of the last step is in a checkpoint." in said
+    assert "Status 75: back into the queue (1 of 1000)." in said
 
 
 def test_a_failing_run_is_a_failed_job_with_our_status(slurm: Slurm, place: Path) -> None:
@@ -155,7 +166,7 @@ def test_a_failing_run_is_a_failed_job_with_our_status(slurm: Slurm, place: Path
 
 
 def test_a_cancelled_run_stays_so_and_can_go_on(slurm: Slurm, place: Path) -> None:
-    job = submit(slurm, place, "cancelled", cluster(place), *MANY)
+    job = submit(slurm, place, "cancelled", cluster(place), *ENDLESS)
     wait_for_steps(place, "cancelled", 20)
     slurm.call("scancel", job)
     slurm.wait(job, "CANCELLED")

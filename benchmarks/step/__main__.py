@@ -128,10 +128,7 @@ def main() -> int:
             "Peak memory, each in a process of its own": record.memory_table(memory),
             "Gradient of the real step against plain fp32 autograd, without dropout": record.numerics(checks),
         }
-        for name, text in parts.items():
-            print(f"\n{name}\n\n{text}", flush=True)
-        if given.record is not None:
-            record.append(given.record, "The distillation step on one core", "make bench", parts)
+        record.publish(parts, given.record, "The distillation step on one core", "make bench")
     return 0 if all(one.ok for one in checks) else 1
 
 

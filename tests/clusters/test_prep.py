@@ -15,13 +15,16 @@ from data_prep.corpus import Corpus
 from launcher.launch import prepare_data
 from launcher.runfile import open_prep
 from tests.clusters.conftest import NODE_TIMEOUT, ROOT, cluster_file, figure, launch, until
-from tests.clusters.hosts import Network, words
+from tests.clusters.hosts import Network
+from tests.clusters.hosts import words as words_of
 from tests.clusters.test_mpi import program
 from tests.data_prep.test_cluster import check_same
 from tests.launcher.conftest import SENTENCES, write_run
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(300)]
-SETTINGS = ["data.dedup={exact: true}", "data.workers=2"]
+SETTINGS = ["data.workers=2"]
+TWICE = "data.dedup={exact: true}"
+"""Two phases, the survey and the shards."""
 MPI = "kind: mpi\nlauncher: {kind}\nmpirun: {program}\nnodes: 2\nprocesses: 2\ninterface: lo\n"
 
 
@@ -52,7 +55,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(run_file: Path) -> Corpus:
     """Prepared by this machine's processes."""
     folder = run_file.parent / "here"
-    config = open_prep(str(run_file), [f"data.folder={folder}", *SETTINGS])
+    config = open_prep(str(run_file), [f"data.folder={folder}", *SETTINGS, TWICE])
     prepare_data(config.data, folder)
     return Corpus.open(folder)
 
@@ -61,7 +64,8 @@ def here(run_file: Path) -> Corpus:
 def test_two_hosts_make_the_same_bytes(two: Network, runner: str, run_file: Path, here: Corpus) -> None:
     folder = two.folder / "data"
     began = time.monotonic()
-    made = launch(two, two.folder / "run", *prep_words(run_file, folder, "--cluster", str(cluster_file(two, runner))))
+    words = prep_words(run_file, folder, TWICE, "--cluster", str(cluster_file(two, runner)))
+    made = launch(two, two.folder / "run", *words)
     status, text = made.output(200)
     assert status == 0, text
     figure("preparation on two hosts", runner=runner, seconds=round(time.monotonic() - began, 1))
@@ -74,7 +78,7 @@ def test_two_hosts_make_the_same_bytes(two: Network, runner: str, run_file: Path
 
 def test_a_host_that_is_lost_is_left_out_of_the_next_start(two: Network, tmp_path: Path) -> None:
     """A larger corpus, so that there is time to lose it."""
-    run_file, folder = write_several(tmp_path / "large", megabytes=3.0), two.folder / "data"
+    run_file, folder = write_several(tmp_path / "large", megabytes=0.5), two.folder / "data"
     file = cluster_file(two, "ssh", restarts=1, min_nodes=1)
     made = launch(two, two.folder / "run", *prep_words(run_file, folder, "--cluster", str(file)))
     until(lambda: two[2].ranks() or made.process.poll() is not None, "a rank on host2")
@@ -93,7 +97,7 @@ def test_a_host_that_is_lost_is_left_out_of_the_next_start(two: Network, tmp_pat
 
 
 def test_a_signal_ends_it_with_75_and_leaves_nobody(two: Network, tmp_path: Path) -> None:
-    run_file, folder = write_several(tmp_path / "large", megabytes=3.0), two.folder / "data"
+    run_file, folder = write_several(tmp_path / "large", megabytes=0.5), two.folder / "data"
     file = cluster_file(two, "ssh")
     made = launch(two, two.folder / "run", *prep_words(run_file, folder, "--cluster", str(file)))
     until(lambda: (two[1].ranks() and two[2].ranks()) or made.process.poll() is not None, "ranks on both hosts")
@@ -109,14 +113,14 @@ def test_a_signal_ends_it_with_75_and_leaves_nobody(two: Network, tmp_path: Path
 def preparing(net: Network) -> list[str]:
     """Processes of a preparation that still run on any host."""
     found = [(host, pid) for host in net.hosts for pid in host.pids()]
-    return [f"{host.name}: {pid}" for host, pid in found if b"launcher.prep_rank" in words(pid)]
+    return [f"{host.name}: {pid}" for host, pid in found if b"launcher.prep_rank" in words_of(pid)]
 
 
 @pytest.mark.parametrize("kind", ["openmpi", "mpich"])
 def test_mpirun_makes_the_same_bytes(kind: str, run_file: Path, here: Corpus, tmp_path: Path) -> None:
     cluster, folder = tmp_path / "cluster.yaml", tmp_path / "data"
     cluster.write_text(MPI.format(kind=kind, program=program(kind)))
-    command = [sys.executable, *prep_words(run_file, folder, "--cluster", str(cluster))]
+    command = [sys.executable, *prep_words(run_file, folder, TWICE, "--cluster", str(cluster))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -42,8 +42,6 @@ class Job:
     only: str | None = None
     command: Sequence[str] = ()
     """What each rank runs; default: ``program``."""
-    program: Sequence[str] = ()
-    """Module and arguments for each node's own Python; default: the rank program of ``distill_core``."""
     nodes: int = 1
     hosts: Sequence[str] = ()
     """Names of the nodes, for messages; default: what each calls itself."""
@@ -57,6 +55,8 @@ class Job:
     """Whether the launcher stays, so that its death is to end the ranks (not where a scheduler holds the job)."""
     scheduled: bool = False
     """Whether a scheduler holds the job: it may say SIGTERM more than once, and itself ends what takes too long."""
+    program: Sequence[str] = ()
+    """Module and arguments for each node's own Python; default: the rank program of ``distill_core``."""
     after: Sequence[str] = ()
     """Ids of a scheduler's jobs that must have ended well before."""
     behind: Sequence[str] = ()

@@ -312,7 +312,7 @@ def select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratc
     low, top, left = np.int64(0), _END, budget
     uniform, step = len(rule.weights) == 0, float(_END) / maskable  # such a range of upper halves has one token
     while uniform and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
-        top = low + max(1, np.int64((left - SURE * np.sqrt(left)) * step))
+        top = low + np.int64((left - SURE * np.sqrt(left)) * step) + 1
         tokens = _take_below(low, top, left, length, scratch) if top < _END else left + 1
         if tokens > left:
             break

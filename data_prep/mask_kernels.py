@@ -10,7 +10,7 @@ from numba import njit
 from data_prep.gathering import AHEAD, copy_sequence, count_up, fetch, pair_of
 from data_prep.hashing import GOLDEN, hashed, mix
 from data_prep.mapped import FIRSTS, Marks, bare, bare_shards, u16
-from data_prep.mask_tables import ONE, bare_rule, rounded, scratch_of, trailing_zeros
+from data_prep.mask_tables import bare_rule, rounded, scratch_of, spell_out
 from data_prep.mask_words import draw_keys, find_borders, row_of, select, size_of, start_of, weigh, without_specials
 
 _KIND, _TOKEN, _SIMILAR = (np.uint64(purpose) for purpose in (2, 3, 5))
@@ -42,7 +42,7 @@ def find_word(rule: Any, ids: Any, begin: Any, count: Any) -> Any:
                 same &= rule.ids[at + k] == ids[begin + k]
             if same:
                 return np.int64(word)
-        slot = (slot + ONE) & last
+        slot = (slot + np.uint64(1)) & last
     return np.int64(-1)
 
 
@@ -83,25 +83,14 @@ def _another(rule: Any, base: Any, ids: Any, row: Any, t: Any, similar: Any, bor
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _places(taken: Any, length: Any, places: Any) -> Any:
-    """Fill ``places`` with the taken tokens; returns how many."""
-    count = 0
-    for block in range((length + 63) >> 6):
-        bits = taken[block]
-        while bits != 0:
-            places[count] = (block << 6) + trailing_zeros(bits)
-            bits &= bits - ONE
-            count += 1
-    return count
-
-
-@njit(cache=True, nogil=True, forceinline=True)
 def _emit(
     rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out_rows: Any, out_labels: Any
 ) -> Any:
     """Write rows and labels of the taken tokens, and into ``ids`` what stands there now; returns how many they are, or
     -1: no room."""
-    count = _places(scratch.taken, length, scratch.places)
+    count = 0
+    for block in range((length + 63) >> 6):
+        count = spell_out(scratch.taken[block], block, 12, scratch.places, count)
     if count > len(out_rows):
         return -1
     mask_id, masked, similar, other = rule.mask_id, rule.bounds[0], rule.bounds[1], rule.bounds[2]

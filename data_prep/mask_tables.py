@@ -116,10 +116,10 @@ def bare_rule(rule: Any) -> Any:
 
 @intrinsic
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:
-    """The place of the lowest set bit of a uint64 that is not 0."""
+    """The place of the lowest set bit of a uint64, 64 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), generate
 
@@ -170,6 +170,25 @@ ones: Any = _ones
 def rounded(count: Any) -> Any:
     """``count``, or what is above it, as a multiple of 32."""
     return ((count + 31) >> 5) << 5
+
+
+@njit(cache=True, nogil=True, inline="always")
+def spell_out(bits: Any, block: Any, mostly: Any, places: Any, count: Any) -> Any:
+    """Write the places of the set bits of a block of 64 behind the first ``count`` places; returns how many there are
+    then.
+
+    Up to ``mostly`` of them are written whether they are there or not, as a processor cannot guess how many there are.
+    """
+    left, begin = bits, block << 6
+    for k in range(mostly):
+        places[count + k] = begin + trailing_zeros(left)
+        left &= left - ONE
+    k = mostly
+    while left != 0:
+        places[count + k] = begin + trailing_zeros(left)
+        left &= left - ONE
+        k += 1
+    return count + ones(bits)
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -14,7 +14,7 @@ from numba import njit
 from data_prep.gathering import word_from
 from data_prep.hashing import hashed, unit
 from data_prep.mapped import BITS, OFFSETS, PIECES, TOKENS, i64, u16, u32
-from data_prep.mask_tables import ALL, ONE, is_set, ones, rounded, trailing_zeros, within16, within32
+from data_prep.mask_tables import ALL, ONE, is_set, ones, rounded, spell_out, trailing_zeros, within16, within32
 
 _NEVER = np.int64(1) << 62
 _HALF, _END = np.uint64(32), np.int64(1) << 32
@@ -165,14 +165,13 @@ def _between(low: Any, high: Any, block: Any, scratch: Any) -> Any:
 def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
     """Put the free words with low <= key < high (upper halves) and at most ``most`` tokens into ``places`` and
     ``sizes``; returns how many they are."""
-    places, sizes, count = scratch.places, scratch.sizes, 0
+    places, sizes, found, count = scratch.places, scratch.sizes, 0, 0
     for block in range((length + 63) >> 6):
-        bits = _between(low, high, block, scratch) & ~scratch.taken[block]
-        while bits != 0:
-            t = (block << 6) + trailing_zeros(bits)
-            bits &= bits - ONE
-            places[count], sizes[count] = t, size_of(scratch.borders, t)
-            count += sizes[count] <= most
+        found = spell_out(_between(low, high, block, scratch) & ~scratch.taken[block], block, 4, places, found)
+    for k in range(found):
+        t = places[k]
+        places[count], sizes[count] = t, size_of(scratch.borders, t)
+        count += sizes[count] <= most
     return count
 
 
@@ -236,7 +235,7 @@ def _take_ranked(count: Any, left: Any, scratch: Any) -> Any:
     for k in range(count):
         own, ahead = keys[k], np.int64(0)
         for j in range(turns):
-            ahead += sizes[j] * np.int64(keys[j] < own)
+            ahead += sizes[j] if keys[j] < own else 0
         before[k] = ahead
         total += sizes[k]
         stop = min(stop, ahead if ahead + sizes[k] > left else _NEVER)
@@ -311,7 +310,7 @@ def select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratc
     """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
     low, top, left = np.int64(0), _END, budget
     uniform, step = len(rule.weights) == 0, float(_END) / maskable  # such a range of upper halves has one token
-    while uniform and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
+    while uniform and len(rule.ngrams) == 0 and left > 12:  # as many as surely fit, in whatever order
         top = low + np.int64((left - SURE * np.sqrt(left)) * step) + 1
         tokens = _take_below(low, top, left, length, scratch) if top < _END else left + 1
         if tokens > left:

@@ -19,7 +19,8 @@ from configs.loader import to_yaml
 from distill_core.config import RunConfig
 from launcher import launch
 from launcher.plan import make_plan
-from launcher.plan_time import measured, off
+from launcher.plan_time import off
+from launcher.rehearsal import measured
 from launcher.runfile import open_run
 from launcher.units import size
 

@@ -115,6 +115,40 @@ def _want(wanted: Any, blocks: Any, s: Any, file: Any, begin: Any, end: Any) -> 
                 wanted[first + b] = 2
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _unknown(blocks: Any, s: Any, file: Any, begin: Any, end: Any) -> Any:
+    first, shift, missing = blocks.starts[s, file], blocks.shifts[s, file], False
+    for b in range(begin >> shift, ((end - 1) >> shift) + 1 if end > begin else 0):
+        missing |= blocks.state[first + b] == 0
+    return missing
+
+
+@njit(cache=True, nogil=True)
+def known(shards: Any, blocks: Any, content: Any, owner: Any, local: Any) -> Any:
+    """Whether what is read of these sequences, their index and with ``content`` their tokens, lies in blocks that are
+    known to be sound."""
+    shards, blocks = bare_shards(shards), Blocks(blocks[0], blocks[1], blocks[2])
+    size = 4 if shards.wide else 2
+    for i in range(len(owner)):
+        s, own = owner[i], local[i]
+        missing = _unknown(blocks, s, OFFSETS, 8 * own, 8 * own + 16)
+        if shards.pairs:
+            missing |= _unknown(blocks, s, FIRSTS, 2 * own, 2 * own + 2) | _unknown(blocks, s, ORDER, own, own + 1)
+        if missing:
+            return False
+        offsets = i64(shards.addresses[s, OFFSETS], own + 2)
+        if _unknown(blocks, s, PIECES, 16 * offsets[own], 16 * offsets[own + 1]):
+            return False
+        pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
+        for p in range(offsets[own], offsets[own + 1] if content else 0):
+            start, end = pieces[2 * p], pieces[2 * p] + pieces[2 * p + 1]
+            missing |= _unknown(blocks, s, TOKENS, size * start, size * end)
+            missing |= _unknown(blocks, s, BITS, start >> 3, ((end - 1) >> 3) + 1)
+        if missing:
+            return False
+    return True
+
+
 @njit(cache=True, nogil=True)
 def unread(shards: Any, blocks: Any, stage: Any, owner: Any, local: Any) -> Any:
     """int64, the numbers of the unchecked blocks that a ``stage`` of reading these sequences will touch."""

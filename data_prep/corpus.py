@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.checks import CONTENT, INDEX, PARTS, Checked, FirstTouch, unread, unread_masks
+from data_prep.checks import CONTENT, INDEX, PARTS, Checked, FirstTouch, known, unread, unread_masks
 from data_prep.config import MaskConfig
 from data_prep.gathering import gather, gather_stored, stored, stored_counts
-from data_prep.mapped import Arrays, Mapped, extents, owners
+from data_prep.mapped import OUTSIDE, Arrays, Mapped, find
 from data_prep.mapped import offsets_of as offsets_of
 from data_prep.mapped import spread as spread
 from data_prep.masking import Empty, Masks, draw_into, drawn, mask_rule
@@ -136,7 +136,7 @@ class StoredViews:
 
     def touch(self, wide: bool, owner: Ints, local: Ints, which: Ints) -> None:
         """Map the views ``which`` (int64 [n]) and check what will be read of them."""
-        for view in set(which.tolist()):
+        for view in np.flatnonzero(np.bincount(which)).tolist():
             with self._mapping:
                 if view not in self._arrays:
                     self._map(view)
@@ -193,46 +193,41 @@ class Split:
     def __len__(self) -> int:
         return int(self._mapped.starts[-1])
 
-    def _owners(self, index: Ints) -> tuple[Ints, Ints]:
-        """(shard, number in it) of each sequence."""
-        owner, local, sound = owners(self._mapped.starts, np.ascontiguousarray(index, np.int64))
-        if not sound:
-            raise IndexError(f"sequence numbers must be in 0 .. {len(self) - 1}")
-        return owner, local
+    def _find(self, index: Ints, content: bool = True) -> tuple[tuple[Ints, Ints, Ints], NDArray[np.uint64]]:
+        """(shard [n], number in it [n], where it begins in a batch [n + 1]) of each sequence, int64, and its id.
 
-    def _find(self, index: Ints) -> tuple[Ints, Ints, Ints]:
-        """(shard, number in it) of each sequence, int64 [n] each, and where they begin in a batch, int64 [n + 1]."""
-        owner, local = self._owners(index)
-        self._touch(owner, local, INDEX, PARTS)
-        offsets, bad = extents(self._mapped.table, owner, local)
+        What reading them touches is sound then; without ``content``: what reading their index does.
+        """
+        owner, local, offsets, names, bad = find(self._mapped.table, self._bases, np.ascontiguousarray(index, np.int64))
+        if bad == OUTSIDE:
+            raise IndexError(f"sequence numbers must be in 0 .. {len(self) - 1}")
+        self._touch(owner, local, content and bad < 0)
         if bad >= 0:
             raise DataError(f"The sequence index {self._shards[bad].view} is damaged. Run `distill data verify`.")
-        return owner, local, offsets
+        return (owner, local, offsets), names
 
-    def _touch(self, owner: Ints, local: Ints, *stages: int) -> None:
-        if self._touched is not None and self._touched.left:
-            for stage in stages:
-                self._touched.check(unread(self._mapped.table, tuple(self._touched.blocks), stage, owner, local))
+    def _touch(self, owner: Ints, local: Ints, content: bool) -> None:
+        if self._touched is None or not self._touched.left:
+            return
+        table, blocks = self._mapped.table, tuple(self._touched.blocks)
+        if not known(table, blocks, content, owner, local):
+            for stage in (INDEX, PARTS, CONTENT) if content else (INDEX, PARTS):
+                self._touched.check(unread(table, blocks, stage, owner, local))
 
     def lengths(self, index: Ints) -> NDArray[np.int32]:
         """int32 [n]: tokens with [CLS] and [SEP]s."""
-        return np.diff(self._find(index)[2]).astype(np.int32)
+        return np.diff(self._find(index, content=False)[0][2]).astype(np.int32)
 
     def sequence_ids(self, index: Ints) -> NDArray[np.uint64]:
         """uint64 [n]: ids that do not depend on workers, ranks or other shards."""
-        return self._names(*self._owners(index))
-
-    def _names(self, owner: Ints, local: Ints) -> NDArray[np.uint64]:
-        names: NDArray[np.uint64] = self._bases[owner] | local.view(np.uint64)
-        return names
+        return self._find(index, content=False)[1]
 
     def gather(self, index: Ints, with_bits: bool = True, empty: Empty = np.empty) -> Gathered:
         """The sequences ``index`` (int64 [n]) in this order, with or without their continuation bits.
 
         ``empty``: makes the arrays of the result, in memory of the caller's choice.
         """
-        owner, local, offsets = self._find(index)
-        self._touch(owner, local, CONTENT)
+        (owner, local, offsets), _ = self._find(index)
         total = int(offsets[-1])
         ids = empty(total, np.uint32 if self._mapped.wide else np.uint16)
         bits = np.zeros((total + 63) // 64 if with_bits else 0, np.uint64)
@@ -247,12 +242,11 @@ class Split:
 
         ``empty``: as in :meth:`gather`.
         """
-        owner, local, offsets = self._find(index)
-        self._touch(owner, local, CONTENT)
+        (owner, local, offsets), names = self._find(index)
         total = int(offsets[-1])
         ids, positions = empty(total, np.int32), empty(total, np.int32)
         kinds, order = empty(total if self.pairs else 0, np.int32), empty(len(owner) if self.pairs else 0, np.int64)
-        names, out = self._names(owner, local), (ids, positions, kinds, order)
+        out = (ids, positions, kinds, order)
         if self._masking.stored(self.name):
             which = np.asarray(views, np.int64) % self._masking.views
             starts = self._stored_starts(owner, local, which)
@@ -277,13 +271,11 @@ class Split:
 
     def drawn_masks(self, index: Ints, views: Ints) -> Masks:
         """Drawn now, by the function that also made the stored ones."""
-        owner, local, _ = self._find(index)
-        self._touch(owner, local, CONTENT)
-        return drawn(self._mapped, self._rule, self._seed, views, self._names(owner, local), index)
+        return drawn(self._mapped, self._rule, self._seed, views, self._find(index)[1], index)
 
     def stored_masks(self, index: Ints, views: Ints) -> Masks:
         """Read from the stored views."""
-        owner, local = self._owners(index)
+        (owner, local, _), _ = self._find(index, content=False)
         which = np.asarray(views, np.int64)
         starts = self._stored_starts(owner, local, which)
         positions, ids = (np.empty(int(starts[-1]), np.int64) for _ in range(2))

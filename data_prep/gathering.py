@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from data_prep.mapped import (
     BITS,
@@ -29,8 +31,8 @@ from data_prep.mapped import (
 )
 
 ONE, ALL = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
-AHEAD, LINE = 4, 64
-"""So many sequences before its turn a sequence is fetched; bytes of a cache line."""
+AHEAD, LINE, STRIDE = 4, 64, 32
+"""So many sequences before its turn a sequence is fetched; bytes of a cache line; tokens that are copied at once."""
 
 
 # ---------------------------------------------------------------- sequences
@@ -52,17 +54,53 @@ def fetch(shards: Any, s: Any, own: Any, with_bits: Any) -> None:
             prefetch(shards.addresses[s, BITS] + np.uint64(byte))
 
 
+def _mover(narrow: int, wide: int) -> Any:
+    """Copies ``STRIDE`` unsigned numbers of ``narrow`` bits from one address to another, to ``wide`` bits each."""
+
+    @intrinsic
+    def move(typing_context: Any, source: Any, target: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            vectors = [ir.VectorType(ir.IntType(bits), STRIDE) for bits in (narrow, wide)]
+            places = [builder.inttoptr(at, ir.PointerType(v)) for at, v in zip(arguments, vectors, strict=True)]
+            values = builder.load(places[0], align=narrow // 8)
+            builder.store(values if narrow == wide else builder.zext(values, vectors[1]), places[1], align=wide // 8)
+            return context.get_dummy_value()
+
+        return types.none(types.uint64, types.uint64), generate
+
+    return move
+
+
+move16, move32, widen = _mover(16, 16), _mover(32, 32), _mover(16, 32)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _move(wide: Any, source: Any, size: Any, target: Any) -> None:
+    if wide:
+        move32(source, target)
+    elif size == 2:
+        move16(source, target)
+    else:
+        widen(source, target)
+
+
 @njit(cache=True, nogil=True, inline="always")
 def copy_tokens(shards: Any, s: Any, start: Any, count: Any, ids: Any, at: Any) -> None:
-    target = ids[at : at + count]  # of its own, so that the loops become vector instructions
-    if shards.wide:
-        wide = u32(shards.addresses[s, TOKENS] + np.uint64(4 * start), count)
-        for j in range(len(target)):
-            target[j] = wide[j]
+    """Whole vectors, the last one over part of the one before it: what a loop leaves over takes as long as all else."""
+    wide, size = shards.wide, np.int64(ids.itemsize)
+    step = 4 if wide else 2
+    source, target = shards.addresses[s, TOKENS] + np.uint64(step * start), np.uint64(ids.ctypes.data + size * at)
+    if count >= STRIDE:
+        for j in range(0, count - STRIDE, STRIDE):
+            _move(wide, source + np.uint64(step * j), size, target + np.uint64(size * j))
+        j = count - STRIDE
+        _move(wide, source + np.uint64(step * j), size, target + np.uint64(size * j))
+    elif wide:
+        for j in range(count):
+            ids[at + j] = u32(source, count)[j]
     else:
-        narrow = u16(shards.addresses[s, TOKENS] + np.uint64(2 * start), count)
-        for j in range(len(target)):
-            target[j] = narrow[j]
+        for j in range(count):
+            ids[at + j] = u16(source, count)[j]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -104,6 +142,17 @@ def bits_from(address: Any, start: Any, size: Any) -> Any:
     return found >> np.uint64(start & 7)
 
 
+@njit(cache=True, nogil=True, inline="always")
+def word_from(address: Any, start: Any, size: Any) -> Any:
+    """64 bits of a file of ``size`` bytes from bit ``start`` on; those behind its end are 0."""
+    first, past = start >> 3, np.uint64(start & 7)
+    if first + 16 <= size:
+        words = u64(address + np.uint64(first), 2)
+        return (words[0] >> past) | (words[1] << (np.uint64(63) - past) << ONE)
+    low = bits_from(address, start, size) & np.uint64(0xFFFFFFFF)
+    return low | (bits_from(address, start + 32, size) << np.uint64(32) if first + 4 < size else np.uint64(0))
+
+
 @njit(cache=True, nogil=True, forceinline=True)
 def copy_bits(shards: Any, s: Any, start: Any, count: Any, bits: Any, at: Any) -> None:
     """Put the continuation bits of a piece behind the first ``at`` bits of a stream whose other bits are 0.
@@ -111,18 +160,19 @@ def copy_bits(shards: Any, s: Any, start: Any, count: Any, bits: Any, at: Any) -
     ``bits``: the address of the stream, whole words of 64 bits. The first token of a piece continues
     nothing, as a word never reaches over the border of two.
     """
+    if count == 0:
+        return
     source, size = shards.addresses[s, BITS], (shards.sizes[s, 0] + 7) >> 3
-    stream, j = u64(bits, (at + count + 63) >> 6), 0
-    while j < count:  # a word of the stream at a time
-        shift = (at + j) & 63
-        n = min(64 - shift, count - j)
-        low = bits_from(source, start + j, size) & np.uint64(0xFFFFFFFF)
-        found = low | (bits_from(source, start + j + 32, size) << np.uint64(32))
-        found &= ALL >> np.uint64(64 - n)
-        if j == 0:
-            found &= ~ONE
-        stream[(at + j) >> 6] |= found << np.uint64(shift)
-        j += n
+    stream, word, shift = u64(bits, (at + count + 63) >> 6), at >> 6, at & 63
+    n = min(64 - shift, count)
+    begun = word_from(source, start, size) & (ALL >> np.uint64(64 - n)) & ~ONE
+    stream[word] |= begun << np.uint64(shift)
+    for j in range(n, count - 63, 64):
+        word += 1
+        stream[word] = word_from(source, start + j, size)
+    rest = (count - n) & 63
+    if rest > 0:
+        stream[word + 1] = word_from(source, start + count - rest, size) & (ALL >> np.uint64(64 - rest))
 
 
 @njit(cache=True, nogil=True)
@@ -133,9 +183,11 @@ def gather(
     also ``kinds`` [N] and ``order`` [n]."""
     shards, marks, ids = bare_shards(shards), Marks(marks[0], marks[1]), bare(ids)
     stream, with_bits = np.uint64(bits.ctypes.data), len(bits) > 0
-    for i in range(len(owner)):
+    for i in range(-AHEAD, len(owner)):
         if i + AHEAD < len(owner):
             fetch(shards, owner[i + AHEAD], local[i + AHEAD], with_bits)
+        if i < 0:
+            continue
         s, own, at = owner[i], local[i], offsets[i]
         copy_sequence(shards, s, own, marks, ids, at)
         if shards.pairs:
@@ -160,10 +212,16 @@ def count_up(positions: Any, begin: Any, end: Any) -> None:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def put(source: Any, rows: Any, ids: Any) -> None:
-    """``ids[rows] = source``"""
-    for k in range(len(rows)):
-        ids[rows[k]] = source[k]
+def exchange(places: Any, replaced: Any, ids: Any, begin: Any, end: Any, rows: Any, labels: Any) -> Any:
+    """Put ``replaced`` into the sequence ``ids[begin:end]``, and what stood there into ``labels``; returns whether all
+    ``places`` are inside of it."""
+    for k in range(len(places)):
+        row = begin + places[k]
+        if row >= end:
+            return False
+        rows[k], labels[k] = row, ids[row]
+        ids[row] = replaced[k]
+    return True
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -197,10 +255,12 @@ def gather_stored(
     ``masked``: int64 [n + 1], where each sequence's rows begin.
     """
     shards, marks, ids = bare_shards(shards), Marks(marks[0], marks[1]), bare(ids)
-    for i in range(len(owner)):
+    for i in range(-AHEAD, len(owner)):
         if i + AHEAD < len(owner):
             fetch(shards, owner[i + AHEAD], local[i + AHEAD], False)
             fetch_masks(views, shards.wide, which[i + AHEAD], owner[i + AHEAD], local[i + AHEAD])
+        if i < 0:
+            continue
         s, own, at = owner[i], local[i], offsets[i]
         copy_sequence(shards, s, own, marks, ids, at)
         count_up(positions, at, offsets[i + 1])
@@ -209,18 +269,15 @@ def gather_stored(
         first = np.int64(i64(views[which[i], s, 0], own + 1)[own])
         m, n = masked[i], masked[i + 1] - masked[i]
         places = u16(views[which[i], s, 1] + np.uint64(2 * first), n)
-        highest, own_rows, own_labels = np.int64(0), rows[m : m + n], labels[m : m + n]
-        for k in range(n):
-            highest = max(highest, np.int64(places[k]))
-            own_rows[k] = at + places[k]
-        if at + highest >= offsets[i + 1]:
-            return s
-        for k in range(n):
-            own_labels[k] = ids[own_rows[k]]
+        address, own_rows, own_labels = views[which[i], s, 2], rows[m : m + n], labels[m : m + n]
         if shards.wide:
-            put(u32(views[which[i], s, 2] + np.uint64(4 * first), n), own_rows, ids)
+            replaced = u32(address + np.uint64(4 * first), n)
+            inside = exchange(places, replaced, ids, at, offsets[i + 1], own_rows, own_labels)
         else:
-            put(u16(views[which[i], s, 2] + np.uint64(2 * first), n), own_rows, ids)
+            narrow = u16(address + np.uint64(2 * first), n)
+            inside = exchange(places, narrow, ids, at, offsets[i + 1], own_rows, own_labels)
+        if not inside:
+            return s
     return -1
 
 
@@ -229,6 +286,8 @@ def stored_counts(views: Any, sizes: Any, owner: Any, local: Any, which: Any) ->
     """(int64 [n + 1], where the stored selected tokens of each sequence begin in a batch; the first shard whose view is
     not sound, or -1)."""
     out, bad = np.zeros(len(owner) + 1, np.int64), -1
+    for i in range(len(owner)):
+        prefetch(views[which[i], owner[i], 0] + np.uint64(8 * local[i]))
     for i in range(len(owner)):
         s, own = owner[i], local[i]
         offsets = i64(views[which[i], s, 0], own + 2)

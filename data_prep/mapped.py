@@ -24,6 +24,8 @@ carray: Any = numba.carray  # type: ignore[attr-defined]
 
 TOKENS, BITS, OFFSETS, PIECES, FIRSTS, ORDER = range(6)
 """Columns of the table of addresses, and of the table of first-touch blocks."""
+OUTSIDE = -2
+"""What :func:`find` returns in place of a shard."""
 
 
 def offsets_of(counts: NDArray[np.integer]) -> Ints:
@@ -186,22 +188,20 @@ def bare_shards(shards: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def owners(starts: Any, index: Any) -> Any:
+def owners(shards: Any, index: Any) -> Any:
     """(shard, number in the shard) of each sequence, int64 [n] each, and whether there are all of them."""
-    n, sound = len(index), True
-    owner, local = np.empty(n, np.int64), np.empty(n, np.int64)
+    n, sound, shards = len(index), True, bare_shards(shards)
+    owner, local, starts = np.empty(n, np.int64), np.empty(n, np.int64), shards.starts
     for i in range(n):
-        low, high = 0, len(starts) - 1
-        if index[i] < 0 or index[i] >= starts[high]:
+        low, left = 0, len(starts) - 1
+        if index[i] < 0 or index[i] >= starts[left]:
             owner[i], local[i], sound = -1, 0, False
             continue
-        while high - low > 1:  # the last shard that begins at or before it; empty ones begin where the next does
-            middle = (low + high) >> 1
-            if starts[middle] <= index[i]:
-                low = middle
-            else:
-                high = middle
+        while left > 1:  # the last shard that begins at or before it; empty ones begin where the next does
+            low += left >> 1 if starts[low + (left >> 1)] <= index[i] else 0
+            left -= left >> 1
         owner[i], local[i] = low, index[i] - starts[low]
+        prefetch(shards.addresses[low, OFFSETS] + np.uint64(8 * local[i]))
     return owner, local, sound
 
 
@@ -209,8 +209,11 @@ def owners(starts: Any, index: Any) -> Any:
 def extents(shards: Any, owner: Any, local: Any) -> Any:
     """(int64 [n + 1], where each sequence begins in a batch, with its special tokens; the first shard whose index is
     not sound, or -1)."""
-    offsets, bad, specials = np.empty(len(owner) + 1, np.int64), -1, 3 if shards[4] else 2
+    offsets, bad, specials = np.empty(len(owner) + 1, np.int64), np.int64(-1), 3 if shards[4] else 2
     shards = bare_shards(shards)
+    for i in range(len(owner)):  # they lie anywhere, and each is a wait otherwise
+        index = i64(shards.addresses[owner[i], OFFSETS], local[i] + 2)
+        prefetch(shards.addresses[owner[i], PIECES] + np.uint64(16 * index[local[i]]))
     total = offsets[0] = 0
     for i in range(len(owner)):
         s, own = owner[i], local[i]
@@ -229,3 +232,22 @@ def extents(shards: Any, owner: Any, local: Any) -> Any:
                 total += count
         offsets[i + 1] = total
     return offsets, bad
+
+
+@njit(cache=True, nogil=True)
+def find(shards: Any, bases: Any, index: Any) -> Any:
+    """All that is to be known of sequences before they are read, in one call.
+
+    Returns:
+        :func:`owners` of them; where they begin in a batch; their ids (uint64 [n], ``bases``: those of the first
+        sequences of the shards); the first shard whose index is not sound, or -1, or :data:`OUTSIDE`: there are not
+        all of these sequences.
+    """
+    owner, local, sound = owners(shards, index)
+    names = np.empty(len(index), np.uint64)
+    if not sound:
+        return owner, local, np.zeros(1, np.int64), names, np.int64(OUTSIDE)
+    for i in range(len(index)):
+        names[i] = bases[owner[i]] | np.uint64(local[i])
+    offsets, bad = extents(shards, owner, local)
+    return owner, local, offsets, names, bad

@@ -10,7 +10,7 @@ from numba import njit
 from data_prep.gathering import AHEAD, copy_sequence, count_up, fetch, pair_of
 from data_prep.hashing import GOLDEN, hashed, mix
 from data_prep.mapped import FIRSTS, Marks, bare, bare_shards, u16
-from data_prep.mask_tables import ONE, bare_rule, scratch_of, trailing_zeros
+from data_prep.mask_tables import bare_rule, rounded, scratch_of, spell_out
 from data_prep.mask_words import draw_keys, find_borders, row_of, select, size_of, start_of, weigh, without_specials
 
 _KIND, _TOKEN, _SIMILAR = (np.uint64(purpose) for purpose in (2, 3, 5))
@@ -42,7 +42,7 @@ def find_word(rule: Any, ids: Any, begin: Any, count: Any) -> Any:
                 same &= rule.ids[at + k] == ids[begin + k]
             if same:
                 return np.int64(word)
-        slot = (slot + ONE) & last
+        slot = (slot + np.uint64(1)) & last
     return np.int64(-1)
 
 
@@ -83,60 +83,56 @@ def _another(rule: Any, base: Any, ids: Any, row: Any, t: Any, similar: Any, bor
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _places(taken: Any, length: Any, places: Any) -> Any:
-    """Fill ``places`` with the taken tokens; returns how many."""
-    count = 0
-    for block in range((length + 63) >> 6):
-        bits = taken[block]
-        while bits != 0:
-            places[count] = (block << 6) + trailing_zeros(bits)
-            bits &= bits - ONE
-            count += 1
-    return count
-
-
-@njit(cache=True, nogil=True, forceinline=True)
 def _emit(
     rule: Any, base: Any, ids: Any, first: Any, gap: Any, length: Any, scratch: Any, out_rows: Any, out_labels: Any
 ) -> Any:
     """Write rows and labels of the taken tokens, and into ``ids`` what stands there now; returns how many they are, or
     -1: no room."""
-    count = _places(scratch.taken, length, scratch.places)
+    count = 0
+    for block in range((length + 63) >> 6):
+        count = spell_out(scratch.taken[block], block, 12, scratch.places, count)
     if count > len(out_rows):
         return -1
     mask_id, masked, similar, other = rule.mask_id, rule.bounds[0], rule.bounds[1], rule.bounds[2]
-    rows, labels = out_rows[:count], out_labels[:count]
-    places, drawn, kinds, changed = scratch.places[:count], scratch.sizes[:count], scratch.kinds[:count], scratch.more
+    places, kinds, changed, drawn = scratch.places, scratch.kinds, scratch.more, scratch.places
     if rule.by_word:  # where what becomes of a token is drawn
+        drawn = scratch.sizes
         for k in range(count):
             drawn[k] = start_of(scratch.borders, places[k])
-    else:
-        for k in range(len(drawn)):
-            drawn[k] = places[k]
-    for k in range(len(kinds)):
+    for k in range(rounded(count)):
         kinds[k] = np.int64(hashed(base, _KIND, drawn[k]) >> np.uint64(11))
-    for k in range(len(rows)):
-        rows[k] = row_of(first, gap, places[k])
-        labels[k] = ids[rows[k]]
     changes = 0
     for k in range(count):
-        ids[rows[k]] = mask_id if kinds[k] < masked else labels[k]
+        row = row_of(first, gap, places[k])
+        label = ids[row]
+        out_rows[k], out_labels[k] = row, label
+        ids[row] = mask_id if kinds[k] < masked else label
         changed[changes] = k
         changes += (kinds[k] >= masked) & (kinds[k] < other)
-    if len(rule.slots) > 0:  # similar words are looked up by what stood there
-        for k in range(count):
-            drawn[k] = ids[rows[k]]
-            ids[rows[k]] = labels[k]
-        for c in range(changes):
-            k = changed[c]
-            drawn[k] = _another(rule, base, ids, rows[k], places[k], kinds[k] >= similar, scratch.borders)
-        for k in range(count):
-            ids[rows[k]] = drawn[k]
+    if len(rule.slots) > 0:
+        _exchange(rule, base, ids, count, changes, similar, scratch, out_rows, out_labels)
     else:
         for c in range(changes):
             k = changed[c]
-            ids[rows[k]] = _random(rule, base, places[k])
+            ids[out_rows[k]] = _random(rule, base, places[k])
     return count
+
+
+@njit(cache=True, nogil=True)
+def _exchange(
+    rule: Any, base: Any, ids: Any, count: Any, changes: Any, similar: Any, scratch: Any, rows: Any, labels: Any
+) -> None:
+    """Put other words' tokens into ``ids``. They are looked up by what stood there, also before and after the token."""
+    found = scratch.sizes
+    for k in range(count):
+        found[k] = ids[rows[k]]
+        ids[rows[k]] = labels[k]
+    for c in range(changes):
+        k = scratch.more[c]
+        place, among = scratch.places[k], scratch.kinds[k] >= similar
+        found[k] = _another(rule, base, ids, rows[k], place, among, scratch.borders)
+    for k in range(count):
+        ids[rows[k]] = found[k]
 
 
 # ---------------------------------------------------------------- sequences
@@ -146,6 +142,15 @@ def _emit(
 def _base(seed: Any, view: Any, number: Any) -> Any:
     """What all draws of a sequence under a view are hashed with."""
     return mix(mix(mix(seed + GOLDEN) + np.uint64(view) * GOLDEN + GOLDEN) ^ number)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _words_of(shards: Any, rule: Any, s: Any, own: Any, scratch: Any) -> Any:
+    """Put the words of a sequence into ``scratch``; returns how many tokens it has, before which of them a [SEP] stands
+    (of pairs), and how many may be masked."""
+    length = find_borders(shards, rule.whole_words, s, own, scratch)
+    gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
+    return length, gap, length - without_specials(shards, rule.specials, s, own, scratch)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -202,9 +207,11 @@ def gather_drawn(
     shards, rule, marks = bare_shards(shards), bare_rule(rule), Marks(marks[0], marks[1])
     ids, rows, labels, scratch = bare(ids), bare(rows), bare(labels), scratch_of(room)
     masked[0] = 0
-    for i in range(len(owner)):
+    for i in range(-AHEAD, len(owner)):
         if i + AHEAD < len(owner):
             fetch(shards, owner[i + AHEAD], local[i + AHEAD], rule.rate > 0)
+        if i < 0:
+            continue
         s, own, begin, end = owner[i], local[i], offsets[i], offsets[i + 1]
         copy_sequence(shards, s, own, marks, ids, begin)
         if len(positions) > 0:
@@ -212,9 +219,7 @@ def gather_drawn(
         if len(order) > 0:
             order[i] = pair_of(shards, s, own, begin, end, kinds)
         if rule.rate > 0:
-            length = find_borders(shards, rule.whole_words, s, own, scratch)
-            gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
-            maskable = length - without_specials(shards, rule.specials, s, own, scratch)
+            length, gap, maskable = _words_of(shards, rule, s, own, scratch)
             base = _base(seed, views[i], numbers[i])
             count = _draw_one(rule, base, ids, begin + 1, gap, length, maskable, scratch, rows[m:], labels[m:])
             if count < 0:
@@ -254,9 +259,7 @@ def draw_views(
     for i in range(len(owner)):
         s, own = owner[i], local[i]
         copy_sequence(shards, s, own, Marks(0, 0), ids, 0)
-        length = find_borders(shards, rule.whole_words, s, own, scratch)
-        gap = np.int64(u16(shards.addresses[s, FIRSTS], own + 1)[own]) if shards.pairs else length
-        maskable = length - without_specials(shards, rule.specials, s, own, scratch)
+        length, gap, maskable = _words_of(shards, rule, s, own, scratch)
         for v in range(len(views)):
             if v > 0:
                 scratch.taken[: (length >> 6) + 2] = 0

@@ -10,7 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from data_prep.mapped import bare, f64, i32, i64, u64
+from data_prep.mapped import bare, f64, i32, i64, u32, u64
 
 Ints = NDArray[np.int64]
 ONE = np.uint64(1)
@@ -44,13 +44,16 @@ class Rule(NamedTuple):
 
 class Scratch(NamedTuple):
     """Of one sequence, a bit for each token: whether a word begins there (and behind the last token), such a word may
-    be taken, a piece begins, the token is taken. A key for each token; and room for lists of tokens or words."""
+    be taken, a piece begins, the token is taken. A key for each token, and the upper half of it; and room for lists of
+    tokens or words. There is room for 64 more than the longest sequence has, so that loops can go on to a round number
+    of turns: what is left of a vector is done one by one otherwise, which takes as long as all the rest."""
 
     borders: NDArray[np.uint64]
     free: NDArray[np.uint64]
     firsts: NDArray[np.uint64]
     taken: NDArray[np.uint64]
     keys: NDArray[np.uint64]
+    tops: NDArray[np.uint32]
     places: Ints
     sizes: Ints
     more: Ints
@@ -78,12 +81,13 @@ def scratch_of(room: Any) -> Any:
         u64(at + np.uint64(2) * step, n),
         u64(at + np.uint64(3) * step, n),
         u64(at + np.uint64(4) * step, n),
-        i64(at + np.uint64(5) * step, n),
+        u32(at + np.uint64(5) * step, n),
         i64(at + np.uint64(6) * step, n),
         i64(at + np.uint64(7) * step, n),
-        f64(at + np.uint64(8) * step, n),
-        i64(at + np.uint64(9) * step, n),
-        u64(at + np.uint64(10) * step, n),
+        i64(at + np.uint64(8) * step, n),
+        f64(at + np.uint64(9) * step, n),
+        i64(at + np.uint64(10) * step, n),
+        u64(at + np.uint64(11) * step, n),
     )
 
 
@@ -112,10 +116,10 @@ def bare_rule(rule: Any) -> Any:
 
 @intrinsic
 def _trailing_zeros(typing_context: Any, word: Any) -> Any:
-    """The place of the lowest set bit of a uint64 that is not 0."""
+    """The place of the lowest set bit of a uint64, 64 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), generate
 
@@ -130,26 +134,61 @@ def _ones(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic
-def _below(typing_context: Any, address: Any, limit: Any) -> Any:
-    """A bit for each of the 64 uint64 at an address: it is below ``limit``. Loops for this do not become vector
-    instructions by themselves."""
+def _within(bits: int) -> Any:
+    """Of the 64 unsigned numbers of ``bits`` bits at an address (uint64), a bit for each: it is ``low`` or at most
+    ``span`` more. Loops for this do not become vector instructions by themselves."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(64)
+    @intrinsic
+    def within(typing_context: Any, address: Any, low: Any, span: Any) -> Any:
+        number, place = ir.IntType(bits), ir.IntType(32)
         vector = ir.VectorType(number, 64)
-        values = builder.load(builder.inttoptr(arguments[0], ir.PointerType(vector)), align=8)
-        limits = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[1], ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
-        limits = builder.shuffle_vector(limits, ir.Constant(vector, ir.Undefined), everywhere)
-        return builder.bitcast(builder.icmp_unsigned("<", values, limits), number)
 
-    return types.uint64(types.uint64, types.uint64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            undefined = ir.Constant(vector, ir.Undefined)
+
+            def everywhere(value: Any) -> Any:
+                one = builder.insert_element(undefined, builder.trunc(value, number), ir.Constant(place, 0))
+                return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(place, 64), [0] * 64))
+
+            values = builder.load(builder.inttoptr(arguments[0], ir.PointerType(vector)), align=bits // 8)
+            distances = builder.sub(values, everywhere(arguments[1]))
+            inside = builder.icmp_unsigned("<=", distances, everywhere(arguments[2]))
+            return builder.bitcast(inside, ir.IntType(64))
+
+        return types.uint64(types.uint64, types.uint64, types.uint64), generate
+
+    return within
 
 
-below: Any = _below
+within16: Any = _within(16)
+within32: Any = _within(32)
 trailing_zeros: Any = _trailing_zeros
 ones: Any = _ones
+
+
+@njit(cache=True, nogil=True, inline="always")
+def rounded(count: Any) -> Any:
+    """``count``, or what is above it, as a multiple of 32."""
+    return ((count + 31) >> 5) << 5
+
+
+@njit(cache=True, nogil=True, inline="always")
+def spell_out(bits: Any, block: Any, mostly: Any, places: Any, count: Any) -> Any:
+    """Write the places of the set bits of a block of 64 behind the first ``count`` places; returns how many there are
+    then.
+
+    Up to ``mostly`` of them are written whether they are there or not, as a processor cannot guess how many there are.
+    """
+    left, begin = bits, block << 6
+    for k in range(mostly):
+        places[count + k] = begin + trailing_zeros(left)
+        left &= left - ONE
+    k = mostly
+    while left != 0:
+        places[count + k] = begin + trailing_zeros(left)
+        left &= left - ONE
+        k += 1
+    return count + ones(bits)
 
 
 @njit(cache=True, nogil=True, inline="always")

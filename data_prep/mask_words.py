@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from data_prep.gathering import bits_from
+from data_prep.gathering import word_from
 from data_prep.hashing import hashed, unit
 from data_prep.mapped import BITS, OFFSETS, PIECES, TOKENS, i64, u16, u32
-from data_prep.mask_tables import ALL, ONE, below, is_set, ones, trailing_zeros
+from data_prep.mask_tables import ALL, ONE, is_set, ones, rounded, spell_out, trailing_zeros, within16, within32
 
 _NEVER = np.int64(1) << 62
+_HALF, _END = np.uint64(32), np.int64(1) << 32
+"""Keys are told apart by their upper halves, uint32, as long as that is enough: twice as many are compared at once."""
 SURE = 2.0
 _ORDER, _NGRAM = np.uint64(1), np.uint64(4)
 
@@ -40,11 +42,10 @@ def find_borders(shards: Any, whole_words: Any, s: Any, own: Any, scratch: Any) 
     t = 0
     for p in range(offsets[own], offsets[own + 1]):
         start, count = pieces[2 * p], pieces[2 * p + 1]
-        for j in range(0, count, 56):
-            n = np.uint64(min(56, count - j))
-            found = (ONE << n) - ONE
+        for j in range(0, count, 64):
+            found = ALL >> np.uint64(64 - min(64, count - j))
             if whole_words:
-                found &= ~bits_from(shards.addresses[s, BITS], start + j, size)
+                found &= ~word_from(shards.addresses[s, BITS], start + j, size)
             block, shift = (t + j) >> 6, np.uint64((t + j) & 63)
             borders[block] |= found << shift
             borders[block + 1] |= found >> (np.uint64(63) - shift) >> ONE
@@ -86,31 +87,21 @@ def row_of(first: Any, gap: Any, t: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _torn(tokens: Any, specials: Any, t: Any, scratch: Any) -> Any:
-    """Free no word that holds a special token among ``tokens``, a piece that begins at ``t``; returns the tokens of
-    those words."""
-    torn, last = 0, np.int64(-1)
-    for begin in range(0, len(tokens), 64):
-        here, some, hits = tokens[begin : min(begin + 64, len(tokens))], False, np.uint64(0)
-        for k in range(len(specials)):
-            low, width = tokens.dtype.type(specials[k, 0]), tokens.dtype.type(specials[k, 1])
-            for j in range(len(here)):
-                some |= tokens.dtype.type(here[j] - low) < width
-        for k in range(len(specials) if some else 0):
-            low, width = tokens.dtype.type(specials[k, 0]), tokens.dtype.type(specials[k, 1])
-            for j in range(len(here)):
-                hits |= np.uint64(tokens.dtype.type(here[j] - low) < width) << np.uint64(j)
-        while hits != 0:
-            place = t + begin + trailing_zeros(hits)
-            hits &= hits - ONE
-            word = place
-            while word > last and not is_set(scratch.borders, word):
-                word -= 1
-            if word > last:  # else the special token before it stands in the same word
-                scratch.free[word >> 6] &= ~(ONE << np.uint64(word & 63))
-                torn += size_of(scratch.borders, word)
-            last = place
-    return torn
+def _hits(specials: Any, wide: Any, address: Any, begin: Any, count: Any) -> Any:
+    """The special ones among 64 tokens from ``begin`` on of a piece of ``count`` tokens at an address, a bit each."""
+    n, hits = min(64, count - begin), np.uint64(0)
+    shift = np.uint64(64 - n)
+    for k in range(len(specials)):
+        low, span = np.uint64(specials[k, 0]), np.uint64(specials[k, 1] - 1)
+        if count < 64:
+            for j in range(begin, count):
+                token = np.uint64(u32(address, count)[j]) if wide else np.uint64(u16(address, count)[j])
+                hits |= np.uint64(token - low <= span) << np.uint64(j - begin)
+        elif wide:  # of the last tokens, those before them as well: nothing behind a file is read
+            hits |= within32(address + np.uint64(4 * (begin + n - 64)), low, span) >> shift
+        else:
+            hits |= within16(address + np.uint64(2 * (begin + n - 64)), low, span) >> shift
+    return hits
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -118,13 +109,22 @@ def without_specials(shards: Any, specials: Any, s: Any, own: Any, scratch: Any)
     """Free no word that holds a special token; returns the tokens of those words."""
     offsets = i64(shards.addresses[s, OFFSETS], own + 2)
     pieces = i64(shards.addresses[s, PIECES], 2 * offsets[own + 1])
-    t, torn, address = 0, 0, shards.addresses[s, TOKENS]
+    t, torn, size = 0, 0, 4 if shards.wide else 2
     for p in range(offsets[own], offsets[own + 1]):
-        start, count = pieces[2 * p], pieces[2 * p + 1]
-        if shards.wide:
-            torn += _torn(u32(address + np.uint64(4 * start), count), specials, t, scratch)
-        else:
-            torn += _torn(u16(address + np.uint64(2 * start), count), specials, t, scratch)
+        address, count = shards.addresses[s, TOKENS] + np.uint64(size * pieces[2 * p]), pieces[2 * p + 1]
+        last = np.int64(-1)
+        for begin in range(0, count, 64):
+            hits = _hits(specials, shards.wide, address, begin, count)
+            while hits != 0:
+                place = t + begin + trailing_zeros(hits)
+                hits &= hits - ONE
+                word = place
+                while word > last and not is_set(scratch.borders, word):
+                    word -= 1
+                if word > last:  # else the special token before it stands in the same word
+                    scratch.free[word >> 6] &= ~(ONE << np.uint64(word & 63))
+                    torn += size_of(scratch.borders, word)
+                last = place
         t += count
     return torn
 
@@ -135,9 +135,11 @@ def without_specials(shards: Any, specials: Any, s: Any, own: Any, scratch: Any)
 @njit(cache=True, nogil=True, forceinline=True)
 def draw_keys(base: Any, length: Any, scratch: Any) -> None:
     """A key for each token, of which words use their first one's: all of them at once are vector instructions."""
-    keys = scratch.keys[:length]
-    for t in range(len(keys)):
-        keys[t] = hashed(base, _ORDER, t)
+    keys, tops = scratch.keys, scratch.tops
+    for t in range(rounded(length)):
+        key = hashed(base, _ORDER, t)
+        keys[t] = key
+        tops[t] = np.uint32(key >> _HALF)
 
 
 @njit(cache=True, nogil=True)
@@ -148,27 +150,28 @@ def weigh(ids: Any, first: Any, gap: Any, weights: Any, length: Any, scratch: An
         u = unit(scratch.keys[t]) + 0.5 / 9007199254740992.0
         scores[t] = -np.log(u) / weights[ids[row_of(first, gap, t)]]
     scratch.keys[:length] = scores.view(np.uint64)
+    for t in range(length):
+        scratch.tops[t] = np.uint32(scratch.keys[t] >> _HALF)
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _between(low: Any, high: Any, block: Any, scratch: Any) -> Any:
-    """The free words of a block of 64 tokens with low <= key < high, a bit each."""
-    keys = np.uint64(scratch.keys.ctypes.data) + np.uint64(block << 9)
-    return below(keys, high) & ~below(keys, low) & scratch.free[block]
+    """The free words of a block of 64 tokens with low <= upper half of the key < high, a bit each; low < high."""
+    tops = np.uint64(scratch.tops.ctypes.data) + np.uint64(block << 8)
+    return within32(tops, np.uint64(low), np.uint64(high - low - 1)) & scratch.free[block]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _candidates(low: Any, high: Any, most: Any, length: Any, scratch: Any) -> Any:
-    """Put the free words with low <= key < high and at most ``most`` tokens into ``places`` and ``sizes``; returns how
-    many they are."""
-    places, sizes, count = scratch.places, scratch.sizes, 0
+    """Put the free words with low <= key < high (upper halves) and at most ``most`` tokens into ``places`` and
+    ``sizes``; returns how many they are."""
+    places, sizes, found, count = scratch.places, scratch.sizes, 0, 0
     for block in range((length + 63) >> 6):
-        bits = _between(low, high, block, scratch) & ~scratch.taken[block]
-        while bits != 0:
-            t = (block << 6) + trailing_zeros(bits)
-            bits &= bits - ONE
-            places[count], sizes[count] = t, size_of(scratch.borders, t)
-            count += sizes[count] <= most
+        found = spell_out(_between(low, high, block, scratch) & ~scratch.taken[block], block, 4, places, found)
+    for k in range(found):
+        t = places[k]
+        places[count], sizes[count] = t, size_of(scratch.borders, t)
+        count += sizes[count] <= most
     return count
 
 
@@ -194,7 +197,7 @@ def _take_if(wanted: Any, taken: Any, t: Any, size: Any) -> None:
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _take_below(low: Any, high: Any, left: Any, length: Any, scratch: Any) -> Any:
-    """Take the free words with low <= key < high, if they all fit together; returns their tokens.
+    """Take the free words with low <= key < high (upper halves), if they all fit together; returns their tokens.
 
     Added to the continuation bits, the bit behind the first token of a word runs through the word as a carry.
     """
@@ -223,14 +226,16 @@ def _take_ranked(count: Any, left: Any, scratch: Any) -> Any:
     Each adds up what comes before it, so that all before the first that does not fit are taken at once. The others
     follow one by one: the budget is nearly full then.
     """
-    places, sizes, before, keys = scratch.places, scratch.sizes[:count], scratch.kinds[:count], scratch.some[:count]
+    places, sizes, before, keys, turns = scratch.places, scratch.sizes, scratch.kinds, scratch.some, rounded(count)
     for k in range(count):
         keys[k] = scratch.keys[places[k]]
+    for k in range(count, turns):
+        keys[k] = ALL  # before nothing
     total, stop = np.int64(0), _NEVER
     for k in range(count):
         own, ahead = keys[k], np.int64(0)
-        for j in range(len(keys)):
-            ahead += sizes[j] * np.int64(keys[j] < own)
+        for j in range(turns):
+            ahead += sizes[j] if keys[j] < own else 0
         before[k] = ahead
         total += sizes[k]
         stop = min(stop, ahead if ahead + sizes[k] > left else _NEVER)
@@ -300,36 +305,30 @@ def _take_after(t: Any, size: Any, left: Any, rule: Any, base: Any, scratch: Any
     return left
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _up(key: Any, distance: Any) -> Any:
-    """``key`` and a distance that is not negative, at most the largest uint64."""
-    return key + np.uint64(distance) if float(key) + distance < 18446744073709547520.0 else ALL
-
-
 @njit(cache=True, nogil=True, forceinline=True)
 def select(rule: Any, base: Any, budget: Any, maskable: Any, length: Any, scratch: Any) -> None:
     """Mark the tokens that are taken. Only words with the smallest keys are looked at, as they mostly fill it."""
-    low, top, left = np.uint64(0), ALL, budget
-    uniform, step = len(rule.weights) == 0, 18446744073709551616.0 / maskable  # such a range of keys has one token
-    while uniform and len(rule.ngrams) == 0 and left > 8:  # as many as surely fit, in whatever order
-        top = _up(low, (left - SURE * np.sqrt(left)) * step)
-        tokens = _take_below(low, top, left, length, scratch)
+    low, top, left = np.int64(0), _END, budget
+    uniform, step = len(rule.weights) == 0, float(_END) / maskable  # such a range of upper halves has one token
+    while uniform and len(rule.ngrams) == 0 and left > 12:  # as many as surely fit, in whatever order
+        top = low + np.int64((left - SURE * np.sqrt(left)) * step) + 1
+        tokens = _take_below(low, top, left, length, scratch) if top < _END else left + 1
         if tokens > left:
             break
         low, left = top, left - tokens
     if uniform:
-        top = _up(low, (left + 3 * np.sqrt(left) + 4) * step)
+        top = min(_END, low + 1 + np.int64((left + 3 * np.sqrt(left) + 4) * step))
         if len(rule.ngrams) == 0:
             left = _take_ranked(_candidates(low, top, left, length, scratch), left, scratch)
-            low, top = top, ALL
+            low, top = top, _END
     while left > 0 and low < top:
         left = _take_in_order(rule, base, _candidates(low, top, left, length, scratch), left, scratch)
-        low, top = top, ALL
+        low, top = top, _END
     words = 0
     for block in range((length + 63) >> 6 if left == budget else 0):
         words += ones(scratch.free[block])
     if words > 1:
-        count, best = _candidates(np.uint64(0), ALL, rule.most, length, scratch), 0
+        count, best = _candidates(np.int64(0), _END, rule.most, length, scratch), 0
         for k in range(1, count):
             shorter = scratch.sizes[k] - scratch.sizes[best]
             if shorter < 0 or (shorter == 0 and scratch.keys[scratch.places[k]] < scratch.keys[scratch.places[best]]):

@@ -182,7 +182,7 @@ def drawn(
     shards: Mapped, rule: MaskRule, seed: int, views: Ints, sequence_ids: NDArray[np.uint64], index: Ints
 ) -> Masks:
     """Masks of the sequences ``index`` (int64 [n]) of some shards; the rest as in :func:`draw`."""
-    owner, local, _ = owners(shards.starts, np.asarray(index, np.int64))
+    owner, local, _ = owners(shards.table, np.asarray(index, np.int64))
     offsets, _ = extents(shards.table, owner, local)
     none = np.zeros(0, np.int32)
     ids = np.empty(int(offsets[-1]), np.int32)

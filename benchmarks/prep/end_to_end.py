@@ -22,6 +22,9 @@ from benchmarks.prep.timing import Row, Steps, interleaved, show, texts_of
 from data_prep import block, clean, encode
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from data_prep.readers import open_sources
+from data_prep.segment import open_segmenter
+from data_prep.shards import ShardWriter, SplitWriter
+from data_prep.stream import Stream
 from data_prep.tokenizer import open_tokenizer
 
 PEER_MEGABYTES, SLOW_MEGABYTES = 2.0, 0.15
@@ -60,12 +63,12 @@ def split_by_step(task: block.Task) -> dict[str, float]:
         (block, "clean_texts", "clean"),
         (encode, "cut", "sentences"),
         (encode, "_pack", "sentences"),
-        (block.Stream, "hashes", "hash, bytes"),
+        (Stream, "hashes", "hash, bytes"),
         (encode.Encoded, "chosen", "bits, split"),
         (block, "write_views", "index, masks"),
-        (block.ShardWriter, "finish", "checksums, sync"),
-        (block.SplitWriter, "add", "write"),
-        (block.SplitWriter, "close", "write"),
+        (ShardWriter, "finish", "checksums, sync"),
+        (SplitWriter, "add", "write"),
+        (SplitWriter, "close", "write"),
         (block, "statistics", "statistics"),
         (block, "note_unknown", "statistics"),
         (encode.Encoded, "texts_of", "statistics"),
@@ -73,8 +76,8 @@ def split_by_step(task: block.Task) -> dict[str, float]:
     ]
     saved = [(owner, name, vars(owner)[name]) for owner, name, _ in owners]
     opened = (
-        block.open_segmenter(task.config.segment),
-        block.open_tokenizer(task.data / "tokenizer", task.config.tokenizer),
+        open_segmenter(task.config.segment),
+        open_tokenizer(task.data / "tokenizer", task.config.tokenizer),
     )
     kinds = [(type(opened[0]), "starts", "words"), (type(opened[1]), "encode_stream", "tokens")]
     inherited = [(kind, name) for kind, name, _ in kinds if name not in vars(kind)]

@@ -106,6 +106,6 @@ def run(texts: list[str], vocabulary: Path) -> list[Row]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "child":
-        print(json.dumps(child(*sys.argv[2:5], int(sys.argv[5]))))
+        print(json.dumps(child(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))))
     else:
         show(run(texts_of(sys.argv[2:], 12), Path(sys.argv[1])))

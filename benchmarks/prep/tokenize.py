@@ -38,13 +38,13 @@ def run(texts: Sequence[str], vocabulary: Path | None = None) -> list[Row]:
         "SentencePiece": train_sentencepiece(iter(few), TokenizerConfig(kind="sentencepiece")),
         "byte-level BPE": train_bpe(iter(few), TokenizerConfig(kind="bpe")),
     }
+    content = "".join(lines).encode("utf-8")
     steps: dict[str, Any] = {
         "WordPiece": lambda: wordpiece.encode_stream(*stream),
         "tokenizers": lambda: library.encode_batch_fast(few, add_special_tokens=False),
         "utf-8": lambda: content.decode("utf-8"),
         **{name: lambda t=tokenizer: t.encode_stream(*little) for name, tokenizer in others.items()},
     }
-    content = "".join(lines).encode("utf-8")
     seconds = interleaved(steps)
     size, small = len(content) / 1e6, len("".join(few).encode("utf-8")) / 1e6
     speeds = {name: (size if name in ("WordPiece", "utf-8") else small) / seconds[name] for name in steps}

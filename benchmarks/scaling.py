@@ -5,6 +5,7 @@
 Ranks are processes of this machine over gloo, with one thread each, in the real training loop. More ranks than cores
 say nothing about speed; their bytes are right all the same. What is counted is what a rank sends when each collective
 is done in a ring, the cheapest way: 2 (n - 1) / n of the tensor for an all-reduce, (n - 1) / n for its two halves.
+ZeRO 2 and 3 reduce at every micro-step.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Case:
     micro_steps: int
 
 
-CASES = [Case(p, z, m) for m in (1, 4) for p, z in (("fp32", 0), ("fp32", 1), ("bf16", 1))]
+KINDS: list[tuple[Precision, int]] = [("fp32", 0), ("fp32", 1), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+CASES = [Case(precision, zero, micro_steps) for micro_steps in (1, 4) for precision, zero in KINDS]
 
 
 # ---------------------------------------------------------------- counting

@@ -222,8 +222,11 @@ class DistillStage(Config):
         if self.references is not None:
             raise ValueError("`teacher_cache` and `references` do not go together yet; take one of them")
         runs_in = self.training.teacher_runs_in
-        if self.teacher_cache.precision == "fp32" and runs_in == "bf16":
-            raise ValueError("teacher_cache.precision: fp32 keeps no more than bf16 of a teacher that runs in bf16")
+        if self.teacher_cache.precision == "fp32" and runs_in in ("bf16", "auto"):
+            raise ValueError(
+                "teacher_cache.precision: fp32 keeps no more than bf16 of a teacher that runs in bf16"
+                + (", as it may with precision: auto" if runs_in == "auto" else "")
+            )
         if self.teacher_cache.precision is None and runs_in not in ("bf16", "fp32"):
             raise ValueError(f"the teacher runs in {runs_in}: say teacher_cache.precision, bf16 or fp32")
         return self

@@ -85,6 +85,11 @@ class LogitsOnDemand(Mapping[Rows, Tensor]):
 
     def __init__(self, vectors: dict[Rows, Tensor], decoder: Decoder) -> None:
         self.undecoded = {rows: Undecoded(values, decoder) for rows, values in vectors.items()}
+        self._decoder = decoder
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> LogitsOnDemand:
+        """With the vectors moved, and the decoder as it is."""
+        return LogitsOnDemand({rows: move(one.vectors) for rows, one in self.undecoded.items()}, self._decoder)
 
     def __getitem__(self, rows: Rows) -> Tensor:
         return self.undecoded[rows].decoded()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from configs.errors import TrainingError
 from distill_core.optimizer import Pace, adam_settings, parameter_groups
-from distill_core.reduction import ShardedStep
+from distill_core.reduction import ShardedStep, Step, WholeStep
 from distill_core.training import TrainingConfig
 from distill_core.zero import SCALER, FullState, Partitions, deepspeed_config
 
@@ -157,6 +157,7 @@ class Engine:
         pace: Pace | None = None,
     ) -> None:
         """Wrap ``module`` (fp32, on the CPU); with ``state``, continue exactly from it."""
+        training = training.model_copy(update={"zero_stage": training.stage_on(rank.world_size)})
         if state is not None:
             module.load_state_dict(state.weights, strict=True)
         self.rank, self.module = rank, module
@@ -174,17 +175,18 @@ class Engine:
             )
         self._adam, self._pace, self._training = adam, pace, training
         self._decayed = [group["weight_decay"] > 0 for group in adam.param_groups]
-        self._norm = torch.zeros(())
         optimizer = self._engine.optimizer
         self._partitions = Partitions(module, optimizer, adam, training.zero_stage, rank)
         self._partitions.make_moments(0 if state is None else state.optimizer_steps)
         self._skipped = (0, 0) if state is None else state.skipped
-        self._sharded: ShardedStep | None = None
-        if training.precision == "bf16" and training.zero_stage == 1 and training.offload == "none":
-            sent = self._engine.communication_data_type
-            self._sharded = ShardedStep(optimizer, adam, training.optimizer.gradient_clipping, rank, sent)
-            self._sharded.skipped += torch.tensor(self._skipped, device=rank.device)
-            self._engine.enable_backward_allreduce = False
+        self._own: Step | None = None
+        clipping, sent = training.optimizer.gradient_clipping, self._engine.communication_data_type
+        if training.zero_stage == 0:
+            self._own = WholeStep(adam, clipping, rank, sent)
+        elif training.precision == "bf16" and training.zero_stage == 1 and training.offload == "none":
+            self._own = ShardedStep(optimizer, adam, clipping, rank, sent)
+        if self._own is not None:
+            self._own.skipped += torch.tensor(self._skipped, device=rank.device)
         if training.precision == "fp16":
             optimizer.loss_scaler.raise_error_at_min_scale = False  # too many skipped steps are an error of ours
         if state is not None:
@@ -198,16 +200,16 @@ class Engine:
 
     def settle(self) -> None:
         """Before the module is used past the engine: what follows on the device sees the last step's weights."""
-        if self._sharded is not None:
-            self._sharded.settle()
+        if self._own is not None:
+            self._own.settle()
 
     def train(self, mode: bool = True) -> None:
         self._engine.train(mode)
 
     def backward(self, total: Tensor, last: bool) -> None:
         """Accumulate gradients of a loss that is already divided by global counts; ``last`` closes the step."""
-        if self._sharded is not None:
-            self._engine.backward(total)  # it adds the ranks' gradients up itself
+        if self._own is not None:
+            total.backward()  # type: ignore[no-untyped-call]
             return
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks; a sum of shares of a global mean is what is wanted.
@@ -223,12 +225,9 @@ class Engine:
             factor = self._pace.factor(group["part"], number) if self._pace else 1.0
             group["lr"], group["eps"] = factor * settings.learning_rate, settings.eps
             group["weight_decay"] = settings.weight_decay if decayed else 0.0
-        if self._sharded is not None:
-            self._sharded.step()
+        if self._own is not None:
+            self._own.step()
             return
-        if self._training.zero_stage == 0:  # the only stage in which DeepSpeed does not tell the norm
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
         self._engine.step()
         if getattr(self._engine.optimizer, "overflow", False):
             self._skipped = (self._skipped[0] + 1, self._skipped[1] + 1)
@@ -237,14 +236,12 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Global norm before clipping of the last step."""
-        if self._sharded is not None:
-            return float(self._sharded.norm)
-        return float(self._norm if self._training.zero_stage == 0 else self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm() if self._own is None else self._own.norm)
 
     def skipped(self) -> tuple[int, int]:
         """Steps left out because their gradients were not finite: in all, and in a row up to now."""
-        if self._sharded is not None:
-            total, row = self._sharded.skipped.tolist()
+        if self._own is not None:
+            total, row = self._own.skipped.tolist()
             self._skipped = (int(total), int(row))
         return self._skipped
 
@@ -266,7 +263,9 @@ class Engine:
         return self._partitions.weights()
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers, so that the next stage starts clean."""
+        """Release hooks and buffers, so that the next stage starts clean."""
+        if self._own is not None:
+            self._own.close()
         self._engine.destroy()
 
 

@@ -6,7 +6,7 @@ layer i; the attention of layer i (1-based) is what layer i computes from hidden
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,6 +88,18 @@ class Features:
     def where(self, batch: Batch) -> AttentionLayout:
         """Where the sequences of ``batch`` lie in the stream that these are features of."""
         return batch.layout if self.layout is None else self.layout
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Features:
+        """Every tensor that a model gave, moved; of logits that are not multiplied out, their vectors."""
+        logits = self.logits
+        return Features(
+            {layer: move(values) for layer, values in self.hidden.items()},
+            {layer: Heads(*map(move, heads)) for layer, heads in self.heads.items()},
+            logits.moved(move) if isinstance(logits, LogitsOnDemand) else {r: move(v) for r, v in logits.items()},
+            None if self.pooled is None else move(self.pooled),
+            None if self.task is None else move(self.task),
+            self.layout,
+        )
 
     def undecoded(self, rows: Rows) -> Undecoded:
         """The factors of ``logits[rows]``."""

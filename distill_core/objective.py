@@ -181,11 +181,12 @@ class Teacher(nn.Module):
     Args:
         encoder: on its device and in its precision for good (on a CPU its layers are packed, ``frozen.py``).
         number: its place among the stage's teachers, by which it finds its own tokens in a batch that carries them.
+        sharded: its layers are spread over the ranks, by hooks of torch that work on ordinary tensors alone.
     """
 
-    def __init__(self, encoder: StageModel, request: FeatureRequest, number: int = 0) -> None:
+    def __init__(self, encoder: StageModel, request: FeatureRequest, number: int = 0, sharded: bool = False) -> None:
         super().__init__()
-        self.number = number
+        self.number, self.sharded = number, sharded
         self.encoder = encoder.requires_grad_(False).eval()
         pack((encoder if isinstance(encoder, Encoder) else encoder.encoder).bert.encoder)
         self.request = request
@@ -206,11 +207,19 @@ class Teacher(nn.Module):
         """Stays in eval mode: a teacher with live dropout gives noisy targets."""
         return self
 
-    @torch.no_grad()
     def forward(self, batch: Batch, request: FeatureRequest | None = None) -> Features:
         """The features of ``request`` (default: what the objective asks for)."""
         wanted = request or self.request
         own = batch.own.get(self.number)
-        features: Features = self.encoder(batch if own is None else own, wanted)
+        with torch.no_grad() if self.sharded else torch.inference_mode():
+            features: Features = self.encoder(batch if own is None else own, wanted)
         features.layout = None if own is None else own.layout
-        return features
+        return features.moved(ordinary)
+
+
+def ordinary(values: Tensor) -> Tensor:
+    """What was made in inference mode as a tensor that autograd may keep for a backward pass, on the same memory."""
+    if not values.is_inference():
+        return values
+    made = torch.empty(0, dtype=values.dtype, device=values.device)
+    return made.set_(values.untyped_storage(), values.storage_offset(), values.shape, values.stride())

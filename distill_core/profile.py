@@ -29,6 +29,7 @@ from distill_core.clock import PARTS, Clock, Part
 from distill_core.config import RunConfig
 from distill_core.engine import Rank, start_ranks, stop_ranks
 from distill_core.meter import memory_gigabytes, resident_gigabytes
+from distill_core.precision import settle
 from distill_core.run import current_stage, leave, rank_program
 from distill_core.stage import begin, train_step
 
@@ -191,6 +192,7 @@ def main() -> int:
     def work() -> None:
         config = load(given.folder / "config.yaml", [], RunConfig)
         rank = start_ranks()
+        config = settle(config, given.folder, rank)
         current_stage.name, index = given.stage, config.stage_index(given.stage)
         assert index is not None
         found = measure(config, index, rank, given.steps, given.trace)

@@ -22,6 +22,7 @@ from distill_core.config import RunConfig, sources
 from distill_core.engine import Rank, pulse_file, rank_number, start_ranks, stop_ranks
 from distill_core.failing import note_failure
 from distill_core.finish import finish_run
+from distill_core.precision import settle
 from distill_core.pulse import pulse
 from distill_core.record import read_done
 from distill_core.stage import run_stages
@@ -74,6 +75,7 @@ def run_ranks(folder: Path, only: str | None) -> None:
     """This rank's part of the run in ``folder``, from joining the others to the report."""
     config = load(folder / "config.yaml", [], RunConfig)
     rank = start_ranks()
+    config = settle(config, folder, rank)
     complete = run_chain(config, rank, only)
     stop_ranks()
     if rank.is_first and complete:

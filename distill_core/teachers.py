@@ -44,7 +44,7 @@ def freeze(
         if training.teacher_sharding != "none":
             shard(model, rank)
         compile_parts(model, training.compile)
-        teachers.append(Teacher(model, asked[place], place))
+        teachers.append(Teacher(model, asked[place], place, training.teacher_sharding != "none"))
     if batch is None:
         return teachers, []
     return teachers, [effects(module, batch, before, [teacher(batch) for teacher in teachers]) for module in modules]

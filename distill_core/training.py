@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 
+Precision = Literal["bf16", "fp16", "fp32"]
+
 # What may be handed through to DeepSpeed's configuration; everything else is generated (engine.py).
 DEEPSPEED_KEYS = (
     "comms_logger",
@@ -61,9 +63,10 @@ class TrainingConfig(Config):
     """Share of the tokens that losses with ``positions: sampled`` look at."""
     micro_batch_tokens: int = runtime(8192, ge=16)
     """The memory knob: tokens of one forward/backward on one rank."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Precision | Literal["auto"] = "bf16"
     """Of both models' computation; the student's weights are kept in fp32 besides. `fp16`, with a dynamic loss scale,
-    is for GPUs without bf16."""
+    is for GPUs without bf16. `auto`: bf16 where all ranks' devices have units for it (GPUs from Ampere on, CPUs with
+    AVX-512 bf16 or AMX), else fp16 on GPUs, else fp32; decided when the run first starts, and kept (precision.py)."""
     teacher_precision: Literal["bf16", "fp16", "fp32", "int8", "fp8"] | None = None
     """Default: `precision`. `int8` (CPU and CUDA) and `fp8` (GPUs from H100 on) are of the layers' matrix products;
     what it does to each loss is measured on a held-out batch when the stage begins."""
@@ -136,6 +139,12 @@ class TrainingConfig(Config):
         """`teacher_precision` with its default."""
         return self.teacher_precision or self.precision
 
+    def stage_on(self, ranks: int) -> int:
+        """The ZeRO stage that is run: one rank alone has nothing to divide, and keeps its state as is quickest."""
+        if ranks > 1 or self.offload != "none" or self.precision == "fp16":
+            return self.zero_stage
+        return min(self.zero_stage, 0 if self.precision == "fp32" else 1)
+
     def total_steps(self, sequences: int | None) -> int:
         """Optimiser steps over ``sequences`` training sequences (None: not known yet, an epoch counts as one step)."""
         if self.steps is not None:
@@ -161,8 +170,8 @@ class TrainingConfig(Config):
     def _stage_zero_is_fp32(self) -> TrainingConfig:
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(
-                "zero_stage 0 with 16-bit precision is not offered: DeepSpeed steps its optimizer once on zero "
-                "gradients there, so Adam's bias correction is off by one; take zero_stage: 1"
+                f"zero_stage 0 with 16-bit precision is not offered (precision: {self.precision}): DeepSpeed steps its "
+                "optimizer once on zero gradients there, so Adam's bias correction is off by one; take zero_stage: 1"
             )
         return self
 

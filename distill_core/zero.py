@@ -46,9 +46,6 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
     }
     if training.precision != "fp32":
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
-    if training.precision == "bf16":
-        # Without it, stage 1 adds the first micro-step's gradients again at each later one (0.19.8).
-        generated["bf16"]["immediate_grad_update"] = True
     if training.precision == "fp16":  # dynamic: 0; by two, down at every overflow and up after 1000 steps without one
         generated["fp16"] |= {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
     return {**training.deepspeed, **generated}

@@ -47,7 +47,7 @@ import json, time, torch
 facts = {"version": torch.__version__, "cuda": torch.cuda.is_available(), "threads": torch.get_num_threads()}
 device = "cuda" if facts["cuda"] else "cpu"
 facts["device"] = torch.cuda.get_device_name(0) if facts["cuda"] else "cpu"
-facts["bf16"] = torch.cuda.is_bf16_supported() if facts["cuda"] else True
+facts["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False) if facts["cuda"] else True
 n = 4096 if facts["cuda"] else 512
 for name in ("float32", "bfloat16"):
     a = torch.randn(n, n, device=device).to(getattr(torch, name))
@@ -63,6 +63,10 @@ for name in ("float32", "bfloat16"):
             torch.cuda.synchronize()
     facts[name] = 2 * n**3 * done / (time.perf_counter() - began) / 1e9
 print(json.dumps(facts))
+"""
+PRECISION_PROBE = """
+from distill_core.precision import here
+print(json.dumps(facts | {"precision": here()}))
 """
 
 GLOO_PROBE = """
@@ -219,9 +223,13 @@ def _guarded(what: str, probe: Callable[[], dict[str, Any]]) -> dict[str, Any] |
 
 
 def torch_facts() -> dict[str, Any]:
-    """What torch says of this machine, and a short matrix product in fp32 and bf16 (GFLOP/s)."""
+    """What torch says of this machine, a short matrix product in fp32 and bf16 (GFLOP/s), and `precision: auto`."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", TORCH_PROBE], capture_output=True, text=True, check=True, timeout=PROBE_SECONDS
+        [sys.executable, "-P", "-c", TORCH_PROBE + PRECISION_PROBE],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PROBE_SECONDS,
     )
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
@@ -239,9 +247,10 @@ def accelerator(torch: dict[str, Any]) -> Finding:
 
 def bf16(torch: dict[str, Any]) -> Finding:
     full, half = torch["float32"], torch["bfloat16"]
-    found = f"{half:,.0f} GFLOP/s in bf16, {full:,.0f} in fp32"
+    found = f"{half:,.0f} GFLOP/s in bf16, {full:,.0f} in fp32; precision: auto is {torch['precision']}"
     if not torch["bf16"]:
-        return Finding("bf16", "warn", found, "This GPU only emulates it: training.precision=fp16, or fp32")
+        remedy = f"This GPU only emulates it: training.precision={torch['precision']}, or auto"
+        return Finding("bf16", "warn", found, remedy)
     if half < 0.8 * full:
         return Finding("bf16", "warn", found, "Slower than fp32 here: training.precision=fp32")
     return Finding("bf16", "ok", found)

@@ -22,6 +22,7 @@ class Trained:
 
 def trained(training: TrainingConfig, zero: int, ranks: int) -> Trained:
     """ZeRO divides among the ranks: from stage 1 the optimizer state, from 2 the gradients, from 3 the weights."""
+    zero = training.model_copy(update={"zero_stage": zero}).stage_on(ranks)
     weights = WORDS[training.precision] / (ranks if zero == 3 else 1)
     optimizer = 8.0 if zero == 0 else 12.0 / ranks
     return Trained(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from configs.errors import ConfigError
 from distill_core.config import RunConfig
+from distill_core.precision import decided_by, here, undecided
 from launcher import devices
 from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, make_plan
@@ -55,9 +56,12 @@ def show(config: RunConfig, wanted: Wanted, console: Console | None = None) -> N
         ConfigError: it does not fit, and must.
     """
     console = console or Console()
+    config, decided = planned(config)
     ranks = ranks_of(config.launch.processes)
     plan, device = make_plan(config, ranks), this_machine(ranks, devices.gpus())
     console.print(Text(f"Plan of {plan.name!r} on {plan.ranks} rank{'s' if plan.ranks > 1 else ''}", "bold"))
+    for line in decided:
+        console.print(Text(line))
     for problem in plan.data.problems:
         console.print(Text(f"missing: {problem}", "yellow"))
     for line in data_lines(plan):
@@ -85,6 +89,16 @@ def show(config: RunConfig, wanted: Wanted, console: Console | None = None) -> N
     console.print(Text("All figures but parameters, steps and sequences are estimates.", "dim"))
     if wanted.require_fit:
         require_fit(plan, device)
+
+
+def planned(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """With this machine's precision where it is ``auto`` and the run has not started; and a line that says so."""
+    names = undecided(config)
+    if not names:
+        return config, []
+    precision = here()
+    line = f"precision: auto is {precision} on this machine ({', '.join(names)}); the run's own devices decide"
+    return decided_by(config, precision), [line]
 
 
 def device_counts(text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The whole run file, typed. Imports torch, because each loss brings its own config."""
+    """The whole run file, typed, with what its run has decided. Imports torch: each loss brings its own config."""
     tree, origins, source = read(run, overrides)
     if tree.get("sweep") is not None:
         raise ConfigError(
@@ -25,8 +25,9 @@ def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
             "the folder of one of its runs (OUTPUT/NAME/0001-...) instead."
         )
     from distill_core.config import RunConfig
+    from distill_core.precision import as_recorded
 
-    return loader.validate(tree, RunConfig, origins, source)
+    return as_recorded(loader.validate(tree, RunConfig, origins, source))
 
 
 def open_prep(run: str, overrides: Sequence[str] = ()) -> PrepConfig:

@@ -108,8 +108,9 @@ def configs(sweep: Sweep) -> list[RunConfig]:
         ConfigError: with the problems of all of them.
     """
     from distill_core.config import RunConfig
+    from distill_core.precision import as_recorded
 
-    return validate_all(sweep.runs, RunConfig, sweep.source)
+    return [as_recorded(config) for config in validate_all(sweep.runs, RunConfig, sweep.source)]
 
 
 def dry_run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from distill_core.precision import here
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(900)]
 
@@ -43,7 +45,7 @@ stages:
     student:
       model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 48}
     objective: [{kind: kd_ce}, {kind: hidden_mse, layers: [[0, 0], [2, 1]]}]
-    training: {<<: *training, steps: 60}
+    training: {<<: *training, steps: 60, precision: auto}
 launch: {processes: 2}
 evaluation:
   latency_repeats: 2
@@ -85,13 +87,16 @@ def whole(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_is_complete(whole: Path) -> None:
     for name in ("config.yaml", "environment.json", "report.html", "report.md", "data/manifest.json"):
         assert (whole / name).is_file(), name
-    for stage, steps in (("01-teacher", 12), ("02-student", 60)):
+    for stage, steps, precision in (("01-teacher", 12, "bf16"), ("02-student", 60, here())):
         folder = whole / "stages" / stage
         done = json.loads((folder / "DONE.json").read_text())
-        assert done["steps"] == steps and done["world_size"] == 2 and done["precision"] == "bf16"
+        assert done["steps"] == steps and done["world_size"] == 2 and done["precision"] == precision
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss/total" in row] == list(range(2, steps + 1, 2))
         assert len(list((folder / "checkpoints").glob("step-*"))) == 2
+    assert "precision: auto" not in (whole / "config.yaml").read_text()
+    log = (whole / "logs" / "rank-0.log").read_text(encoding="utf-8")
+    assert f"precision: auto is {here()} on the devices of this run (student)" in log
     report = (whole / "report.html").read_text(encoding="utf-8")
     assert "http://" not in report.replace("http://www.w3.org", "") and "<link" not in report
 

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from distill_core.precision import here
 from launcher import devices, doctor
 from launcher.doctor import Finding
 
 ROOT = Path(__file__).parents[2]
 TORCH = {"cuda": False, "device": "cpu", "threads": 2, "bf16": True, "float32": 100.0, "bfloat16": 200.0}
+TORCH["precision"] = "bf16"
 
 
 def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
@@ -25,6 +27,7 @@ def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
         findings
     )
     assert not [f for f in findings.values() if f.state == "fail"]
+    assert findings["bf16"].found.endswith(f"precision: auto is {here()}")
     assert list(tmp_path.iterdir()) == []
 
 

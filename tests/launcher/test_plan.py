@@ -184,6 +184,19 @@ def test_the_tables(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_precision_that_is_not_decided_is_this_machines(
+    precision: str, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_view, "here", lambda: precision)
+    word = "stages.student.training.precision="
+    text = " ".join(shown(prepared, False, word + "auto").split())
+    assert f"precision: auto is {precision} on this machine (student); the run's own devices decide" in text
+    config, said = plan_view.planned(open_run(str(prepared), [word + "auto"]))
+    assert config == open_run(str(prepared), [word + precision]) and len(said) == 1
+    assert plan_view.planned(config) == (config, [])
+
+
 def test_losses_are_listed_with_their_settings(prepared: Path) -> None:
     objective = "stages.student.objective=[{kind: kd_ce, temperature: 8, weight: {start: 1, end: 0.5, begin: 0.25}}, "
     objective += "{kind: mlm, weight: 0.5}, {kind: hidden_mse, layers: top, shared_projection: true}, "

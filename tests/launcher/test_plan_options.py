@@ -35,6 +35,13 @@ def test_bytes_of_a_trained_parameter_on_one_of_four_ranks(
     assert (found.weights, found.gradients, found.optimizer) == expected
 
 
+def test_one_rank_in_fp32_has_no_second_copy_of_the_weights() -> None:
+    for zero in (0, 1, 2, 3):
+        found = plan_options.trained(training(precision="fp32", zero_stage=zero), zero, 1)
+        assert (found.weights, found.gradients, found.optimizer) == (4, 4, 8)
+    assert plan_options.trained(training(), 3, 1) == plan_options.trained(training(), 1, 1)
+
+
 def test_bytes_of_a_teacher() -> None:
     whole = SHAPE.parameters()
     layer = whole - SHAPE.model_copy(update={"num_hidden_layers": 3}).parameters()

@@ -33,25 +33,31 @@ class Weights(NamedTuple):
         first, rest = self.split(vectors)
         return F.linear(first, self.words, self.bias) + rest.matmul(self.extra)
 
-    def wide_logits(self, vectors: Tensor) -> Tensor:
-        """[M, P] -> [M, V], fp32 (fp64 is kept).
+    def products(self, vectors: Tensor, out: Tensor | None = None) -> Tensor:
+        """[M, P] -> [M, V], the bias not added; ``out``: where to.
 
-        Where the device has it, products of 16-bit numbers leave in fp32, as they were added up: rounded to 16 bits,
-        logits of a student that is near its teacher cancel. oneDNN has no such product on CPUs without AMX, where the
-        sum is rounded (to bf16: by 2^-9) and widened.
+        In fp32 where the device has it (see :func:`product`): rounded to 16 bits, logits of a student that is near its
+        teacher cancel.
         """
-        if not vectors.is_cuda or vectors.dtype not in (torch.bfloat16, torch.float16):
-            return wide(self.logits(vectors))
         if self.extra is None:
-            return torch.mm(vectors, self.words.t(), out_dtype=torch.float32).add_(self.bias)
+            return product(vectors, self.words.t(), out)
         first, rest = self.split(vectors)
-        product = torch.mm(first, self.words.t(), out_dtype=torch.float32).add_(self.bias)
-        return product.add_(torch.mm(rest, self.extra, out_dtype=torch.float32))
+        return product(first, self.words.t(), out).add_(product(rest, self.extra))
 
     def split(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """What the word embeddings are multiplied with, and what ``extra`` is: [M, E], [M, P - E]."""
         border = self.words.shape[1]
         return vectors[:, :border], vectors[:, border:]
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b; of 16-bit numbers in fp32, as they were added up, on a GPU.
+
+    oneDNN has no such product on CPUs without AMX, where the sum is rounded (to bf16: by 2^-9).
+    """
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
 
 
 def wide(t: Tensor) -> Tensor:

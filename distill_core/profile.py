@@ -28,6 +28,7 @@ from distill_core.build import Parts, build
 from distill_core.clock import PARTS, Clock, Part
 from distill_core.config import RunConfig
 from distill_core.engine import Rank, start_ranks, stop_ranks
+from distill_core.memory import freed_memory_kept
 from distill_core.meter import memory_gigabytes, resident_gigabytes
 from distill_core.precision import settle
 from distill_core.run import current_stage, leave, rank_program
@@ -111,6 +112,7 @@ def take_steps(parts: Parts, steps: int, traced: bool) -> Taken:
     meter, taken = parts.trainees[0].meter, Taken(profile(activities=activities) if traced else None)
     begin(parts)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(freed_memory_kept(parts.rank.device))
         for number, (step, wait) in enumerate(parts.loader.steps(0, WARM_UP + steps)):
             if number == WARM_UP:
                 meter.summary()

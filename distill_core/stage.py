@@ -24,6 +24,7 @@ from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainSt
 from distill_core.data import Step
 from distill_core.engine import Rank, check_finite, check_skipped
 from distill_core.features import Features
+from distill_core.memory import freed_memory_kept
 from distill_core.models import pretrained
 from distill_core.pulse import pulse
 from distill_core.record import Quality, read_done, write_done, write_model
@@ -294,7 +295,7 @@ def train_stages(config: RunConfig, identities: dict[int, dict[str, Any]], corpu
     """From the first step that is not done to the last; then the models and their DONE.json."""
     began = time.monotonic()
     parts = build(config, identities, corpus, rank)
-    with stopping.in_steps():
+    with stopping.in_steps(), freed_memory_kept(rank.device):
         train(parts)
     pulse.at("end")
     for trainee in parts.trainees:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from benchmarks.step.numerics import BOUNDS, Check, check
 from benchmarks.step.ours import start_alone
 from benchmarks.step.text import prepared
 from distill_core.engine import Rank
+from distill_core.meter import resident_gigabytes
 
 VOCABULARY = 21128
 """Entries of BERT's Chinese one, and at most of one that is trained on the text."""
@@ -70,7 +70,7 @@ class Run:
             runner = self.bench(setting).runner(variant)
             runner.step()
             runner.step()
-        print(json.dumps({"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}), flush=True)
+        print(json.dumps({"gigabytes": resident_gigabytes("VmHWM")}), flush=True)
 
     def numerics(self) -> list[Check]:
         found = []

@@ -23,6 +23,7 @@ from distill_core.config import RunConfig
 from distill_core.data import Loader, Step
 from distill_core.engine import Rank, start_ranks
 from distill_core.load import stage_teachers
+from distill_core.memory import freed_memory_kept
 from distill_core.objective import Teacher
 from distill_core.shapes import stage_shape
 from distill_core.stage import train
@@ -81,16 +82,22 @@ def run_config(
 
 
 class _Paced:
-    """The loader, each of its steps behind a gate."""
+    """The loader, each of its steps behind a gate, at which the process is the others'."""
 
-    def __init__(self, loader: Any, gate: Gate) -> None:
-        self._loader, self._gate = loader, gate
+    def __init__(self, loader: Any, gate: Gate, device: torch.device) -> None:
+        self._loader, self._gate, self._device = loader, gate, device
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[Step, float]]:
-        return self._gate.through(self._loader.steps(first, last))
+        steps, end = self._gate.through(self._loader.steps(first, last)), None
+        while True:
+            with freed_memory_kept(self._device, kept=False):
+                step = next(steps, end)
+            if step is end:
+                return
+            yield step
 
 
 def loader_of(config: RunConfig, corpus: Corpus, rank: Rank) -> Loader:
@@ -109,8 +116,9 @@ def real_loop(parts: Parts) -> Loop:
     """``distill run``'s own loop: loader, DeepSpeed, checks, logging. Closing it releases what DeepSpeed holds."""
 
     def program(gate: Gate) -> None:
-        parts.loader = _Paced(parts.loader, gate)  # type: ignore[assignment]
-        train(parts)
+        parts.loader = _Paced(parts.loader, gate, parts.rank.device)  # type: ignore[assignment]
+        with freed_memory_kept(parts.rank.device):
+            train(parts)
 
     def release() -> None:
         for trainee in parts.trainees:

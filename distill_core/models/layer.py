@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from distill_core.features import Heads
 from distill_core.models.attention import AttentionLayout, attend
 from distill_core.models.config import EncoderConfig
 from distill_core.models.parts import ACTIVATIONS, AddAndNorm, normalisation
+
+FROZEN_ROWS = 512
+"""That go through a feed-forward network at a time on a CPU where nothing is kept for a backward pass: what is between
+its two maps stays in the cache, and is no memory that the system hands out anew."""
 
 Wanted = Tensor | Literal["all", "none"]
 """Rows of the stream at which a layer's output is wanted: int64 [M], all of them, or none (its heads alone)."""
@@ -84,4 +89,13 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, where: AttentionLayout, wanted: Wanted = "all") -> tuple[Tensor, Heads]:
         """The next hidden state at the rows ``wanted``, and query, key and value at all."""
         x, heads = self.attention(x, x, x, where, wanted)
-        return (x if nothing(wanted) else self.output(self.intermediate(x), x)), heads
+        return (x if nothing(wanted) else self._feed_forward(x)), heads
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= FROZEN_ROWS:
+            return self.output(self.intermediate(x), x)  # type: ignore[no-any-return]
+        found = torch.empty_like(x)
+        for first in range(0, len(x), FROZEN_ROWS):
+            some = x[first : first + FROZEN_ROWS]
+            found[first : first + FROZEN_ROWS] = self.output(self.intermediate(some), some)
+        return found

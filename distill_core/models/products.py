@@ -8,6 +8,7 @@ attention of ``transformers``; the softmax is computed in fp32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_core.models.dropout import keep_mask
+from distill_core.models.dropout import Draws, new_seed, zero_where
 
 SCORES = 2**20
 """Scores that exist at a time (2 MiB in bf16); one head of one sequence at least."""
@@ -59,6 +60,15 @@ def groups_of(lengths: tuple[int, ...]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """factor a b, rounded once; a power of two, which changes no bit but the exponent, goes to the smaller one."""
+    if factor == 1:
+        return torch.bmm(a, b)
+    if math.frexp(factor)[0] == 0.5:
+        return torch.bmm(a * factor, b) if a.numel() <= b.numel() else torch.bmm(a, b * factor)
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=factor)
+
+
 class _Part:
     """Some sequences and heads of a group, and how they are cut from streams [N, heads, d] and put back."""
 
@@ -75,12 +85,12 @@ class _Part:
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
         """softmax(q kᵀ / sqrt(d)), padding left out: [sequences * heads, length, length]."""
-        bias, beta = q.new_empty(()), 0
-        if self.group.bias is not None:
-            bias, beta = self.group.bias[self.sequences].to(q.dtype), 1
-            bias = bias.repeat_interleave(len(q) // len(bias), dim=0)
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=beta, alpha=q.shape[-1] ** -0.5)
-        return torch.softmax(scores, -1)
+        scale = q.shape[-1] ** -0.5
+        if self.group.bias is None:
+            return torch.softmax(_product(q, k.transpose(1, 2), scale), -1)
+        bias = self.group.bias[self.sequences].to(q.dtype)
+        bias = bias.repeat_interleave(len(q) // len(bias), dim=0)
+        return torch.softmax(torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale), -1)
 
 
 def _parts(group: Group, heads: int) -> Iterator[_Part]:
@@ -122,7 +132,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.settings = groups, dropout, seed
-        generator = torch.Generator().manual_seed(seed) if dropout else None
+        draws, kept = Draws(seed), 1 / (1 - dropout)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for group in groups:
             inputs, room = [_spread(group, t) for t in (q, k, v)], _room(group, out)
@@ -130,8 +140,8 @@ class _Attention(torch.autograd.Function):
                 pq, pk, pv = (part.cut(t) for t in inputs)
                 p = part.probabilities(pq, pk)
                 if dropout:
-                    p *= keep_mask(p, dropout, generator)
-                part.put(torch.bmm(p, pv), room)
+                    zero_where(p, draws.kept(p.shape, dropout))
+                part.put(_product(p, pv, kept), room)
             _gather(group, room, out)
         return out
 
@@ -140,22 +150,24 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         groups, dropout, seed = ctx.settings
-        generator = torch.Generator().manual_seed(seed) if dropout else None
+        draws, kept = Draws(seed), 1 / (1 - dropout)
         grads = [torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(3)]
-        none, scale = q.new_empty(()), q.shape[-1] ** -0.5
+        scale = q.shape[-1] ** -0.5
         for group in groups:
             inputs, rooms = [_spread(group, t) for t in (q, k, v, grad)], [_room(group, g) for g in grads]
             for part in _parts(group, q.shape[1]):
                 pq, pk, pv, po = (part.cut(t) for t in inputs)
                 p = part.probabilities(pq, pk)
-                kept = keep_mask(p, dropout, generator) if dropout else None
                 dp = torch.bmm(po, pv.transpose(1, 2))
-                part.put(torch.bmm((p if kept is None else p * kept).transpose(1, 2), po), rooms[2])
-                if kept is not None:
-                    dp *= kept
+                dropped = p
+                if dropout:
+                    mask = draws.kept(p.shape, dropout)
+                    zero_where(dp, mask)
+                    dropped = zero_where(p.clone(), mask)
+                part.put(_product(dropped.transpose(1, 2), po, kept), rooms[2])
                 ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-                part.put(torch.baddbmm(none, ds, pk, beta=0, alpha=scale), rooms[0])
-                part.put(torch.baddbmm(none, ds.transpose(1, 2), pq, beta=0, alpha=scale), rooms[1])
+                part.put(_product(ds, pk, kept * scale), rooms[0])
+                part.put(_product(ds.transpose(1, 2), pq, kept * scale), rooms[1])
             for room, stream in zip(rooms, grads, strict=True):
                 _gather(group, room, stream)
         return (*grads, None, None, None)
@@ -172,6 +184,6 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...
     Returns:
         [N, heads, d], contiguous.
     """
-    seed = int(torch.randint(2**62, ())) if dropout else 0
+    seed = new_seed() if dropout else 0
     found: Tensor = _Attention.apply(q, k, v, groups, dropout, seed)  # type: ignore[no-untyped-call]
     return found

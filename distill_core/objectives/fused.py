@@ -1,7 +1,8 @@
 """Losses on vocabulary logits with never more than some rows of logits in memory.
 
 Chunk by chunk: the student's logits, each teacher's, every loss that looks at them, and at once the gradient with
-respect to the student's vectors and its decoder; then the chunk is dropped. Nothing is left for the backward pass but
+respect to the student's vectors and its decoder; then the chunk is dropped. Products want many rows at a time and what
+is done to each logit wants few (``strips.py``). Nothing is left for the backward pass but
 to multiply that gradient by what comes from above (the idea of Liger's fused losses, arXiv 2410.10989, section 3.2).
 Doing all again in the backward pass instead would multiply with both decoders twice.
 
@@ -10,7 +11,7 @@ That asks for the losses' weights before the backward pass: a loss enters here w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_core.decoder import Undecoded, Weights, wide
+from distill_core.decoder import Undecoded, Weights, product, wide
+from distill_core.objectives.strips import strips
 
 CUDA_CHUNKS = 16
 """Chunks of a GPU are so many times as large: its kernels are as short as a CPU's caches are small."""
@@ -27,35 +29,59 @@ Data = tuple[Tensor | None, ...]
 """What a loss knows about each row, [M, ...]."""
 
 
+@dataclass(frozen=True)
+class Logits:
+    """Of some rows, as the device multiplies: ``products``: [rows, V]; ``bias``: [V], not added yet."""
+
+    products: Tensor
+    bias: Tensor | None
+
+    def wide(self, rows: slice) -> Tensor:
+        """[rows, V] in fp32 (fp64 is kept); not to be written into."""
+        found = wide(self.products[rows])
+        if self.bias is None:
+            return found
+        return found + self.bias if found.dtype == self.products.dtype else found.add_(self.bias)
+
+
 @dataclass
 class Decoding:
     """Vectors [M, P] and their decoder while its weights are there; ``weights`` None: the vectors are the logits."""
 
     vectors: Tensor
     weights: Weights | None
-    whole: Tensor | None = None
-    """The logits of all rows, once they have been asked for in one chunk: a rule's first pass is then no second one."""
+    whole: Logits | None = None
+    """Those of all rows, once they have been asked for in one chunk: a rule's first pass is then no second one."""
+    room: Tensor | None = None
+    """On a CPU: where one chunk after the other lies."""
 
     @torch.no_grad()
-    def logits(self, first: int, last: int) -> Tensor:
-        """[last - first, V] in fp32 (fp64 is kept); not to be written into."""
-        if last - first < len(self.vectors):
-            return self._made(self.vectors[first:last])
-        if self.whole is None:
-            self.whole = self._made(self.vectors)
-        return self.whole
+    def logits(self, first: int, last: int) -> Logits:
+        """Of the rows [first, last), until the next are asked for."""
+        if self.weights is None:
+            return Logits(self.vectors[first:last], None)
+        if last - first == len(self.vectors):
+            self.whole = self.whole or Logits(self.weights.products(self.vectors), self.weights.bias)
+            return self.whole
+        return Logits(self.weights.products(self.vectors[first:last], self._room(last - first)), self.weights.bias)
 
-    def _made(self, rows: Tensor) -> Tensor:
-        return wide(rows) if self.weights is None else self.weights.wide_logits(rows)
+    def _room(self, rows: int) -> Tensor | None:
+        assert self.weights is not None
+        if self.vectors.device.type != "cpu":
+            return None
+        if self.room is None or len(self.room) < rows:
+            self.room = self.vectors.new_empty(rows, len(self.weights.words))
+        return self.room[:rows]
 
 
 class LogitsLoss(Protocol):
-    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
-        """The sum over some rows, and its gradient with respect to ``mine``, [rows, V], which is the caller's.
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over some rows, and ``factor`` times its gradient with respect to ``mine``: [rows, V], the caller's.
 
         Args:
             mine, theirs: logits of student and teacher [rows, V], which other losses see too: left as they are.
             data: the same rows of what the loss knows.
+            factor: a scalar.
         """
         ...
 
@@ -118,23 +144,18 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """``vectors``, ``weights``: of ``mine``, here for autograd to know of them."""
         gradient = _Gradient(vectors, mine.weights, ctx.needs_input_grad[4:])
-        scalar = wide(vectors.new_zeros(()))
         # In units of the largest factor, so that products in 16 bits do not underflow.
         unit = torch.stack([part.factor.abs() for part in parts]).amax().clamp(min=1e-30)
-        sums = [scalar] * len(parts)
+        sums = [wide(vectors.new_zeros(()))] * len(parts)
+        asked = [part.teacher for part in parts if part.teacher is not None]
         for first, last in chunks(len(vectors), size, vectors.device):
-            logits, slopes = mine.logits(first, last), None
-            for teacher in dict.fromkeys(part.teacher for part in parts):
-                targets = None if teacher is None else theirs[teacher].logits(first, last)
-                for place, part in enumerate(parts):
-                    if part.teacher == teacher:
-                        data = tuple(None if values is None else values[first:last] for values in part.data)
-                        value, one = part.loss.sum_and_slopes(logits, targets, data)
-                        sums[place] = sums[place] + value
-                        share = (part.factor / unit).to(one.dtype)
-                        slopes = one.mul_(share) if slopes is None else slopes.addcmul_(one, share)
-            assert slopes is not None
-            gradient.add(first, last, slopes)
+            logits, targets = mine.logits(first, last), {n: theirs[n].logits(first, last) for n in dict.fromkeys(asked)}
+            gradient.open(logits.products)
+            for rows in strips(logits.products):
+                values, slopes = _of_strip(parts, logits, targets, first, rows, unit)
+                sums = [before + value for before, value in zip(sums, values, strict=True)]
+                gradient.take(rows, slopes)
+            gradient.add(first, last)
         ctx.unit = unit
         ctx.dtypes, found = gradient.found()
         ctx.save_for_backward(*found)
@@ -156,6 +177,23 @@ class _Fused(torch.autograd.Function):
         return None, None, None, None, *(None if dtype is None else scaled(dtype) for dtype in ctx.dtypes)
 
 
+def _of_strip(
+    parts: Sequence[Part], logits: Logits, targets: Mapping[int, Logits], first: int, rows: slice, unit: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """The losses' sums over the ``rows`` of a chunk that begins with row ``first``; the weighted sum's gradient."""
+    mine, slopes = logits.wide(rows), None
+    theirs = {number: target.wide(rows) for number, target in targets.items()}
+    sums = []
+    for part in parts:
+        data = tuple(None if d is None else d[first + rows.start : first + rows.stop] for d in part.data)
+        target = None if part.teacher is None else theirs[part.teacher]
+        value, one = part.loss.sum_and_slopes(mine, target, data, (part.factor / unit).to(mine.dtype))
+        sums.append(value)
+        slopes = one if slopes is None else slopes.add_(one)
+    assert slopes is not None
+    return sums, slopes
+
+
 class _Gradient:
     """The sum over all chunks of the gradients with respect to vectors, words, bias and extra, in fp32."""
 
@@ -165,27 +203,38 @@ class _Gradient:
         self.needed = needed
         rows = torch.empty_like(vectors) if needed[0] else None
         self.rows = rows if rows is None or weights is None else wide(rows)
+        self.slopes: Tensor | None = None
         self.words: Tensor | None = None
         self.bias: Tensor | None = None
         self.extra: Tensor | None = None
 
-    def add(self, first: int, last: int, slopes: Tensor) -> None:
-        """``slopes``: with respect to the logits of some rows, [last - first, V]."""
-        rows = None if self.rows is None else self.rows[first:last]
+    def open(self, logits: Tensor) -> None:
+        """Begin a chunk of so many rows; slopes are with respect to its ``logits``."""
+        if self.slopes is None or len(self.slopes) < len(logits):
+            self.slopes = torch.empty_like(logits, dtype=self.vectors.dtype)
+
+    def take(self, rows: slice, slopes: Tensor) -> None:
+        """``slopes``: of some rows of the chunk, [rows, V]."""
+        assert self.slopes is not None
+        self.slopes[rows] = slopes
+        if self.weights is not None and self.needed[2]:
+            self.bias = slopes.sum(0) if self.bias is None else self.bias.add_(slopes.sum(0))
+
+    def add(self, first: int, last: int) -> None:
+        """End the chunk, of the rows [first, last)."""
+        assert self.slopes is not None
+        rows, slopes = None if self.rows is None else self.rows[first:last], self.slopes[: last - first]
         if self.weights is None:
             if rows is not None:
                 rows.copy_(slopes)
             return
-        _, for_words, for_bias, for_extra = self.needed
-        if for_bias:
-            self.bias = slopes.sum(0) if self.bias is None else self.bias.add_(slopes.sum(0))
-        slopes = slopes.to(self.vectors.dtype)
+        _, for_words, _, for_extra = self.needed
         here, rest = self.weights.split(self.vectors[first:last])
         if rows is not None:
             into, into_rest = self.weights.split(rows)
-            into.copy_(_product(slopes, self.weights.words))
+            into.copy_(product(slopes, self.weights.words))
             if self.weights.extra is not None:
-                into_rest.copy_(_product(slopes, self.weights.extra.t()))
+                into_rest.copy_(product(slopes, self.weights.extra.t()))
         if for_words:
             self.words = _plus(self.words, slopes.t(), here)
         if for_extra:
@@ -201,16 +250,9 @@ class _Gradient:
         return [dtype for dtype, _ in both], [sum for _, sum in both if sum is not None]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b; of 16-bit numbers in fp32 where the device has it."""
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a @ b
-
-
 def _plus(sum: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """sum + a b, added up in fp32; a product that stands alone stays as it is."""
     if sum is None:
-        return _product(a, b)
+        return product(a, b)
     sum = wide(sum)
-    return sum.addmm_(a, b) if sum.dtype == a.dtype else sum.add_(_product(a, b))
+    return sum.addmm_(a, b) if sum.dtype == a.dtype else sum.add_(product(a, b))

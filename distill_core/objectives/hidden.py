@@ -17,6 +17,7 @@ from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
 from distill_core.objectives.layers import LayerMap, layer_pairs
 from distill_core.objectives.projection import ProjectionName, Projections
+from distill_core.objectives.strips import squared_distance
 
 
 class MatchConfig(TermConfig):
@@ -78,12 +79,12 @@ class HiddenMatch(Term):
             mine, theirs = student.hidden[s], teacher.hidden[t]
             if rows is not None and their_rows is not None:
                 mine, theirs = mine[rows], theirs[their_rows]
-            sums[name] = self.compare(wide(self.project(match, mine)), wide(theirs))
+            sums[name] = self.compare(self.project(match, mine), theirs)
         return sums
 
     @abstractmethod
     def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        """The sum over rows of the projected student [rows, H_T] against the teacher [rows, H_T]: a scalar."""
+        """The sum over rows of the projected student [rows, H_T] against the teacher [rows, H_T]: a scalar in fp32."""
 
 
 class HiddenMseConfig(MatchConfig):
@@ -103,12 +104,12 @@ class HiddenMse(HiddenMatch):
     count = "tokens"
 
     def compare(self, mine: Tensor, theirs: Tensor) -> Tensor:
-        return (mine - theirs).square().sum() / theirs.shape[-1]
+        return squared_distance(mine, theirs) / theirs.shape[-1]
 
 
 def direction_distance(mine: Tensor, theirs: Tensor) -> Tensor:
     """The sum over rows of |u - v|² = 2 (1 - cos), u and v the rows at length 1: exactly 0 for equal rows."""
-    return (F.normalize(mine, dim=-1) - F.normalize(theirs, dim=-1)).square().sum()
+    return (F.normalize(wide(mine), dim=-1) - F.normalize(wide(theirs), dim=-1)).square().sum()
 
 
 class HiddenCosineConfig(MatchConfig):

@@ -18,12 +18,20 @@ from distill_core.decoder import Rows, wide
 from distill_core.features import MASKED_LOGITS, FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, taught, value_at
-from distill_core.objectives.fused import CUDA_CHUNKS, Data, Decoding, Part, chunks, fused, opened
-from distill_core.objectives.soft_targets import TemperatureRule, cwsm, flsw, made_fair, row_temperatures, shifted
+from distill_core.objectives.fused import Data, Decoding, Part, chunks, fused, opened
+from distill_core.objectives.soft_targets import (
+    TemperatureRule,
+    cwsm,
+    flsw,
+    made_fair,
+    row_temperatures,
+    shifted,
+    softmax_and_norms,
+)
+from distill_core.objectives.strips import strips
 
 CHUNK = 256
-"""Rows whose logits exist at a time (on a CPU; see fused.py): 22 MB in fp32, which malloc hands out again and again."""
-MOST_ROWS = CHUNK * CUDA_CHUNKS
+"""Rows that are multiplied with decoders at a time (on a CPU; see fused.py): 11 MB in bf16."""
 
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Passes over all rows: student's and teacher's logits of some of them, [rows, V] in fp32, not to be written into."""
@@ -89,7 +97,7 @@ class VocabularyTerm(Term):
         """
 
     @abstractmethod
-    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data, factor: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`fused.LogitsLoss`."""
 
     def forward(self, student: Features, teacher: Features, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -139,7 +147,9 @@ def _at_the_same_rows(
             def pairs() -> Iterator[tuple[Tensor, Tensor]]:
                 assert number is not None
                 for first, last in chunks(len(mine.vectors), CHUNK, mine.vectors.device):
-                    yield mine.logits(first, last), theirs[number].logits(first, last)
+                    both = mine.logits(first, last), theirs[number].logits(first, last)
+                    for rows in strips(both[0].products):
+                        yield both[0].wide(rows), both[1].wide(rows)
 
             with torch.no_grad():
                 data = share.term.data(batch, progress, mine.vectors, pairs)
@@ -192,12 +202,12 @@ class LogitsMatch(VocabularyTerm):
             return gold, torch.full((len(mine), 1), base, dtype=wide(mine[:0]).dtype, device=mine.device)
         return gold, self._ruled(batch, base, gold, pairs)
 
-    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data, factor: Tensor) -> tuple[Tensor, Tensor]:
         gold, temperatures = data
         assert theirs is not None and temperatures is not None
         losses, slopes = self.compare(mine / temperatures, self._targets(theirs, gold) / temperatures)
         scales = self.scales(temperatures)
-        return (losses * scales).sum(), slopes.mul_(scales / temperatures)
+        return (losses * scales).sum(), slopes.mul_(factor * scales / temperatures)
 
     @abstractmethod
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,8 +301,8 @@ class KdCe(SoftMatch):
     Config = KdCeConfig
 
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        p, log_q = F.softmax(theirs, dim=-1), F.log_softmax(mine, dim=-1)
-        return -torch.linalg.vecdot(p, log_q)[:, None], log_q.exp_().sub_(p)
+        p, (q, norms) = F.softmax(theirs, dim=-1), softmax_and_norms(mine)
+        return norms - torch.linalg.vecdot(p, mine)[:, None], q.sub_(p)
 
 
 class KdKlConfig(SoftConfig):
@@ -313,10 +323,9 @@ class KdKl(SoftMatch):
     Config = KdKlConfig
 
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-        log_p, log_q = F.log_softmax(theirs, dim=-1), F.log_softmax(mine, dim=-1)
-        p = log_p.exp()
-        losses = torch.linalg.vecdot(p, log_p.sub_(log_q))[:, None]
-        return losses, log_q.exp_().sub_(p)
+        (p, their_norms), (q, norms) = softmax_and_norms(theirs), softmax_and_norms(mine)
+        losses = torch.linalg.vecdot(p, theirs.sub_(mine))[:, None]
+        return losses + (norms - their_norms), q.sub_(p)
 
 
 class KdMseConfig(LogitsConfig):
@@ -357,9 +366,9 @@ class Mlm(VocabularyTerm):
         assert batch.labels is not None
         return (batch.labels[:, None],)
 
-    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data) -> tuple[Tensor, Tensor]:
+    def sum_and_slopes(self, mine: Tensor, theirs: Tensor | None, data: Data, factor: Tensor) -> tuple[Tensor, Tensor]:
         (labels,) = data
         assert labels is not None
-        log_q = F.log_softmax(mine, dim=-1)
-        loss = -log_q.gather(-1, labels).sum()
-        return loss, log_q.exp_().scatter_add_(-1, labels, -torch.ones_like(labels, dtype=mine.dtype))
+        q, norms = softmax_and_norms(mine)
+        slopes = q.scatter_add_(-1, labels, -torch.ones_like(labels, dtype=mine.dtype))
+        return (norms - mine.gather(-1, labels)).sum(), slopes.mul_(factor)

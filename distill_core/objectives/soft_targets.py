@@ -1,4 +1,4 @@
-"""What is done to logits before they are compared: temperatures by row, and corrections of the teacher's."""
+"""What is done to logits before they are compared: temperatures by row, corrections of the teacher's, softmax."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from torch import Tensor
 TemperatureRule = Literal["constant", "flsw", "cwsm"]
 FLOOR = 0.1
 """Of a row's temperature, as a share of the base: below 0 a rule would turn the distribution round."""
+
+
+def softmax_and_norms(z: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax of each row [rows, V], and log sum_v exp(z_v) [rows, 1], from one pass of exponentials.
+
+    The norm is read off the largest entry, where the softmax is at least 1 / V. On a CPU ``exp`` alone takes longer
+    than all that ``softmax`` does.
+    """
+    q = F.softmax(z, dim=-1)
+    return q, z.amax(-1, keepdim=True) - q.amax(-1, keepdim=True).log()
 
 
 def flsw(mine: Tensor, theirs: Tensor, gamma: float) -> Tensor:

@@ -92,7 +92,8 @@ def measure(config: RunConfig) -> Data:
     length = max(3.0, FILLED * config.data.sequences.max_length) if found is None else found.mean_length
     if content is None:
         return Data(None, None, length, vocab_size, False, tuple(problems), lengths=lengths)
-    sequences = max(1, round(content * (1 - config.data.held_out) / (length - 2)))
+    each = 1 / (length - 2) if found is None else len(found.lengths) / found.tokens  # pairs use texts again
+    sequences = max(1, round(content * (1 - config.data.held_out) * each))
     return Data(round(sequences * length), sequences, length, vocab_size, False, tuple(problems), lengths=lengths)
 
 

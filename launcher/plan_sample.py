@@ -21,9 +21,11 @@ SOURCES, CHARACTERS = 4, 1 << 18
 
 @dataclass(frozen=True)
 class Sample:
-    """``lengths``: tokens of its sequences, ascending, with [CLS] and [SEP]; ``bytes_per_token``: of cleaned text."""
+    """``lengths``: tokens of its sequences, ascending, with [CLS] and [SEP]; ``tokens``: of the text, without them;
+    ``bytes_per_token``: of cleaned text."""
 
     lengths: tuple[int, ...]
+    tokens: int
     bytes_per_token: float
 
     @property
@@ -56,7 +58,7 @@ def sample(data: DataConfig, tokenizer: Tokenizer | None, bytes_per_token: float
             if characters >= CHARACTERS:
                 break
     whole = np.sort(np.concatenate(lengths))
-    return Sample(tuple(whole.tolist()), size / tokens) if len(whole) else None
+    return Sample(tuple(whole.tolist()), tokens, size / tokens) if len(whole) else None
 
 
 def units_of(stream: Stream, data: DataConfig, tokenizer: Tokenizer | None, bytes_per_token: float) -> Units:

@@ -1,7 +1,7 @@
 """The program of one rank in test_plan_measured.py: real steps of a stage and those of the plan's probe, in turns.
 
-Usage: python plan_program.py FOLDER STAGE OUT, FOLDER as `rehearsal.rehearsed` makes it. OUT gets the peak memory after
-some real steps, before the probe has made anything; then the probe's rounds, and after each of them one real step.
+Usage: python plan_program.py FOLDER STAGE OUT ROUNDS, FOLDER as `rehearsal.rehearsed` makes it. OUT gets the peak memory
+after some real steps, before the probe has made anything; then the probe's rounds, and after each of them one real step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from launcher.plan_data import measure
 
 REAL = 4
 """Steps before the peak is read."""
-probe_rank.ROUNDS = 4
 
 
 class RealSteps:
@@ -49,6 +48,7 @@ class RealSteps:
 
 def main() -> None:
     folder, stage, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    probe_rank.ROUNDS = int(sys.argv[4])
     config = load(folder / "config.yaml", [], RunConfig)
     index = config.stage_index(stage)
     assert index is not None

@@ -1,15 +1,14 @@
-"""What a stage's loop works with, and how it is built."""
+"""How what a stage's loop works with is built."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data_prep.corpus import Corpus
 from data_prep.tokenizer import open_tokenizer
@@ -18,11 +17,9 @@ from distill_core.cache import AnyTeacher, cache_teachers
 from distill_core.checkpoint import Checkpoint
 from distill_core.clock import Clock
 from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedStage
-from distill_core.data import CorpusSource, Loader, Source, held_out_batches
+from distill_core.data import CorpusSource, Loader, Source
 from distill_core.engine import Engine, Rank
-from distill_core.evaluate import masked_lm
-from distill_core.flops import Flops, total
-from distill_core.frozen import DTYPES, check_device, encoder_of, record_effects
+from distill_core.frozen import DTYPES, Effect, check_device, encoder_of, record_effects
 from distill_core.load import (
     LoadedTeacher,
     check_heads,
@@ -35,123 +32,20 @@ from distill_core.load import (
 from distill_core.meter import Meter
 from distill_core.models.attention import choose_kernel
 from distill_core.models.config import EncoderConfig
-from distill_core.models.encoder import Encoder
 from distill_core.models.running import checkpoint_layers, compile_parts
 from distill_core.monitor import Monitor, start_monitor
-from distill_core.objective import Distillation, Teacher
-from distill_core.objectives import OBJECTIVES
+from distill_core.objective import Distillation, Objective, Teacher
+from distill_core.parts import Parts, Trainee
 from distill_core.peak import peak_flops
 from distill_core.progressive import ProgressiveDistillation
-from distill_core.record import BestModel, Quality
+from distill_core.record import BestModel
 from distill_core.references.prepare import StageReferences, prepare_references
 from distill_core.references.store import Reader
-from distill_core.tasks import quality as task_quality
 from distill_core.tasks.load import Task, read_labels, read_task
-from distill_core.tasks.model import StageModel, TaskModel
+from distill_core.tasks.model import StageModel
 from distill_core.tasks.own_tokens import check_own_tokens, with_own_tokens
 from distill_core.teachers import batch_to_measure, check_teacher_heads, freeze
 from distill_core.training import TrainingConfig
-
-
-@dataclass
-class Trainee:
-    """A stage in training: what is its own. ``quality``: of the last evaluation."""
-
-    config: RunConfig
-    index: int
-    identity: dict[str, Any]
-    student: StageModel
-    engine: Engine
-    first_step: int
-    monitor: Monitor | None
-    meter: Meter
-    best: BestModel
-    flops: dict[str, Flops]
-    """Useful ones of its forward and backward passes, by part."""
-    quality: Quality | None = None
-
-    @property
-    def stage(self) -> TrainedStage:
-        stage = self.config.stages[self.index]
-        assert isinstance(stage, TrainedStage)
-        return stage
-
-    @property
-    def training(self) -> TrainingConfig:
-        return self.stage.training
-
-    @property
-    def folder(self) -> Path:
-        return self.config.stage_folder(self.index)
-
-
-@dataclass
-class Parts:
-    """Everything the loop works with: the trainees (one stage, or several side by side), and what they share."""
-
-    config: RunConfig
-    rank: Rank
-    corpus: Corpus
-    task: Task | None
-    teachers: Sequence[AnyTeacher]
-    loader: Loader
-    held_out: Source
-    steps: int
-    trainees: list[Trainee]
-    references: StageReferences | None
-    clock: Clock
-    verdicts: dict[int, Tensor] = field(default_factory=dict)
-    """By the step's number, bool on the device: whether this rank's teachers answered with finite numbers."""
-
-    @property
-    def first_step(self) -> int:
-        """Of the trainee that is least far; the others join at their own."""
-        return min(trainee.first_step for trainee in self.trainees)
-
-    @property
-    def names(self) -> str:
-        return ", ".join(repr(trainee.stage.name) for trainee in self.trainees)
-
-    def flops(self, trainees: Sequence[Trainee]) -> Flops:
-        """Useful ones of a step in which ``trainees`` are trained."""
-        return total(part for trainee in trainees for part in trainee.flops.values()) + self.teacher_flops()
-
-    def teacher_flops(self) -> Flops:
-        return total(teacher.flops() for teacher in self.teachers)
-
-    def useful_flops(self, trainee: Trainee) -> dict[str, Flops]:
-        """The useful ones of a trainee's step by part, with the teachers that it shares with those beside it."""
-        return {"teachers": self.teacher_flops(), **trainee.flops}
-
-    def pairs(self, trainee: Trainee) -> list[list[tuple[int, int]]]:
-        """For each loss term its (teacher, student) layer pairs, with the first teacher."""
-        if not self.teachers:
-            return [[] for _ in trainee.stage.objective]
-        depths = (self.teachers[0].config.num_hidden_layers, trainee.student.config.num_hidden_layers)
-        return [term.pairs(*depths) for term in trainee.stage.objective]
-
-    def measure(self, trainee: Trainee) -> Quality:
-        """Its student (and the first teacher, where it can do the same) on what was kept from training. Collective."""
-        teacher = self.teachers[0] if self.teachers else None
-        if self.task is None:
-            batches = self._batches(self._seen(self.held_out), trainee.training.evaluate_sequences)
-            assert isinstance(trainee.student, Encoder)
-            return masked_lm.evaluate(trainee.student, teacher, batches, self.rank)
-        if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
-            teacher = None
-        dev = self.task.dev
-        trained = any(OBJECTIVES[term.kind].count == "targets" for term in trainee.stage.objective)
-        batches = self._batches(self._seen(dev), len(dev))
-        return task_quality.evaluate(trainee.student, teacher, dev, batches, self.rank, trained)
-
-    def _seen(self, source: Source) -> Source:
-        """What was kept from training, with its references."""
-        return source if self.references is None else self.references.seen(source, "held_out")
-
-    def _batches(self, source: Source, limit: int) -> Any:
-        loader = self.loader
-        where = (loader.micro_batch_tokens, loader.rank, loader.world_size, loader.kernel)
-        return held_out_batches(source, limit, self.config.seed, *where)
 
 
 def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corpus, rank: Rank) -> Parts:
@@ -189,21 +83,38 @@ def build(config: RunConfig, identities: dict[int, dict[str, Any]], corpus: Corp
         start_trainee(config, index, identities[index], module, found[index], corpus, rank, steps, clock)
         for index, module in modules.items()
     ]
+    tell(trainees, effects, task)
+    learned, loader, held_out = from_cache(
+        config, next(iter(stages)), corpus, teachers, loader, held_out, steps, rank, trainees[0].monitor
+    )
+    parts = Parts(
+        rank=rank,
+        teachers=learned,
+        trainees=trainees,
+        steps=steps,
+        clock=clock,
+        config=config,
+        corpus=corpus,
+        task=task,
+        loader=loader,
+        held_out=held_out,
+        references=references,
+    )
+    for trainee in trainees:
+        if trainee.monitor is not None:
+            trainee.monitor.useful_flops(parts.useful_flops(trainee), trainee.meter.peak)
+    return parts
+
+
+def tell(trainees: list[Trainee], effects: list[list[Effect]], task: Task | None) -> None:
+    """What the teachers' precision does to the losses, and which rows of the task cannot be used: in log lines."""
     for trainee, losses in zip(trainees, effects, strict=False):
-        for sentence in record_effects(trainee.folder, first.training, losses):
+        for sentence in record_effects(trainee.folder, trainee.training, losses):
             if trainee.monitor is not None:
                 trainee.monitor.line(sentence)
     for sentence in [] if task is None else task.skipped:
         if trainees[0].monitor is not None:
             trainees[0].monitor.line(f"rows of the task that cannot be used: {sentence}")
-    learned, loader, held_out = from_cache(
-        config, next(iter(stages)), corpus, teachers, loader, held_out, steps, rank, trainees[0].monitor
-    )
-    parts = Parts(config, rank, corpus, task, learned, loader, held_out, steps, trainees, references, clock)
-    for trainee in trainees:
-        if trainee.monitor is not None:
-            trainee.monitor.useful_flops(parts.useful_flops(trainee), trainee.meter.peak)
-    return parts
 
 
 def splits(config: RunConfig, corpus: Corpus, task: Task | None, sampled: float | None = None) -> tuple[Source, Source]:
@@ -334,13 +245,19 @@ def student_module(
     shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
     terms = objectives(stage, models.student.config, shapes)
     check_own_tokens(config, stage, own_tokens(teachers), [shape for _, shape in shapes], terms, who)
+    module = wrapped(stage, models.student, terms, steps)
+    check_heads(module, models, who)
+    return module
+
+
+def wrapped(stage: TrainedStage, student: StageModel, terms: Sequence[Objective], steps: int) -> Distillation:
+    """Student and objectives as one module, which runs as the stage's training says."""
     progressive = stage.progressive if isinstance(stage, DistillStage) else None
     module = (
-        Distillation(models.student, terms)
+        Distillation(student, terms)
         if progressive is None
-        else ProgressiveDistillation(models.student, terms, progressive, steps)
+        else ProgressiveDistillation(student, terms, progressive, steps)
     )
-    check_heads(module, models, who)
     if stage.training.activation_checkpointing:
         checkpoint_layers(encoder_of(module.student).bert.encoder.layer)
     compile_parts(module, stage.training.compile)

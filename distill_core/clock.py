@@ -9,9 +9,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-Part = Literal["data", "teacher", "forward", "backward", "optimizer", "other"]
-"""Waiting for batches and moving them; the teachers; student and losses, forward and backward; the update with all
-communication that is not hidden behind the backward pass; checks and log lines."""
+from distill_core.collectives import communication
+
+Part = Literal["data", "teacher", "forward", "backward", "optimizer", "communication", "other"]
+"""Waiting for batches and moving them; the teachers; student and losses, forward and backward; the update; collectives
+(on a CPU all of them, and in no other part; on a GPU that of the counts at the step's begin, where ranks wait for each
+other: the rest runs beside the backward pass or in the update's part); checks and log lines."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -19,8 +22,8 @@ class Clock:
     """Seconds by part, added up since the start.
 
     Work is cut by marks: what lies between two of them belongs to the part that the second one names. On a CPU a mark
-    reads the time; on a GPU it is an event in the stream, which costs microseconds, and whose time is fetched when it
-    has passed anyway, or in :meth:`seconds`.
+    reads the time, and takes apart what was spent in collectives since the last one; on a GPU it is an event in the
+    stream, which costs microseconds, and whose time is fetched when it has passed anyway, or in :meth:`seconds`.
     """
 
     def __init__(self, device: torch.device, event: Callable[[], Any] | None = None) -> None:
@@ -31,15 +34,17 @@ class Clock:
         self._totals = dict.fromkeys(PARTS, 0.0)
         self._waiting: deque[tuple[Part | None, Any]] = deque()
         self._last: Any = None
+        self._sent = 0.0
         self.restart()
 
     def mark(self, part: Part | None) -> None:
         """What happened since the last mark was ``part`` (None: no part of any step)."""
         if self._event is None:
-            now = time.perf_counter()
+            now, sent = time.perf_counter(), communication.seconds
             if part is not None:
-                self._totals[part] += now - self._last
-            self._last = now
+                self._totals[part] += now - self._last - (sent - self._sent)
+                self._totals["communication"] += sent - self._sent
+            self._last, self._sent = now, sent
             return
         event = self._event()
         event.record()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import TrainingError
+from distill_core.collectives import communication
 from distill_core.optimizer import Pace, adam_settings, parameter_groups
 from distill_core.reduction import ShardedStep, Step, WholeStep
 from distill_core.training import TrainingConfig
@@ -48,7 +49,8 @@ class Rank:
     def sum(self, values: Tensor) -> Tensor:
         """``values`` summed over the ranks, in place."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            with communication.timed():
+                dist.all_reduce(values)
         return values
 
 
@@ -92,6 +94,8 @@ def start_ranks(timeout_minutes: float = 30.0) -> Rank:
         rank=rank,
         world_size=world_size,
     )
+    if not cuda:
+        communication.watch(deepspeed.comm.comm.cdb)
     return Rank(rank, local_rank, world_size, device)
 
 

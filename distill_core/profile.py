@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,13 @@ from configs.errors import OutputError, output_error
 from configs.loader import load
 from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
-from distill_core.build import Parts, build
+from distill_core.build import build
 from distill_core.clock import PARTS, Clock, Part
 from distill_core.config import RunConfig
 from distill_core.engine import Rank, start_ranks, stop_ranks
 from distill_core.memory import freed_memory_kept
 from distill_core.meter import memory_gigabytes, resident_gigabytes
+from distill_core.parts import Parts
 from distill_core.precision import settle
 from distill_core.run import current_stage, leave, rank_program
 from distill_core.stage import begin, train_step
@@ -71,6 +73,7 @@ def measure(config: RunConfig, index: int, rank: Rank, steps: int, trace: Path |
         "steps": steps,
         "step_seconds": statistics.median(taken.seconds),
         "slowest_step_seconds": max(taken.seconds),
+        "step_cpu_seconds": rank_mean(rank, statistics.median(taken.cpu_seconds)),
         "micro_steps": taken.micro_steps / steps,
         "counts": dict(zip(COUNTS, (rank.sum(taken.counts.to(rank.device)) / steps).tolist(), strict=True)),
         "peak_tflops": (trainee.meter.peak or 0.0) / 1e12,
@@ -84,20 +87,28 @@ def measure(config: RunConfig, index: int, rank: Rank, steps: int, trace: Path |
     return found
 
 
+def rank_mean(rank: Rank, value: float) -> float:
+    """Over the ranks. Collective."""
+    return float(rank.sum(torch.tensor([value], dtype=torch.float64, device=rank.device))) / rank.world_size
+
+
 @dataclass
 class Taken:
     """The steps behind the warm-up.
 
-    ``seconds``: of each; ``counts``: float64 [COUNTS], this rank's of all; ``tracing``: the profiler that has watched.
+    ``seconds``: of each; ``cpu_seconds``: of this rank's processor; ``counts``: float64 [COUNTS], this rank's of all;
+    ``tracing``: the profiler that has watched.
     """
 
     tracing: profile | None
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     counts: Tensor = field(default_factory=lambda: torch.zeros(len(COUNTS), dtype=torch.float64))
     micro_steps: int = 0
 
-    def add(self, seconds: float, batches: list[Batch]) -> None:
+    def add(self, seconds: float, cpu_seconds: float, batches: list[Batch]) -> None:
         self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
         self.micro_steps += len(batches)
         for batch in batches:
             counts = batch.counts()
@@ -120,12 +131,12 @@ def take_steps(parts: Parts, steps: int, traced: bool) -> Taken:
                 if taken.tracing is not None:
                     stack.enter_context(taken.tracing)
                 parts.clock.restart()
-            before = sum(parts.clock.seconds().values())
+            before, cpu = sum(parts.clock.seconds().values()), time.process_time()
             with record_function(f"step {number}"):
                 train_step(parts, step, wait)
                 parts.clock.mark("other")
             if number >= WARM_UP:
-                taken.add(sum(parts.clock.seconds().values()) - before, step.batches)
+                taken.add(sum(parts.clock.seconds().values()) - before, time.process_time() - cpu, step.batches)
     return taken
 
 

@@ -24,7 +24,7 @@ from distill_core.tasks.model import TaskModel
 from distill_core.training import TrainingConfig
 
 if TYPE_CHECKING:
-    from distill_core.build import Parts, Trainee
+    from distill_core.parts import Parts, Trainee
 
 
 class Quality(Protocol):

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distill_core.collectives import communication
+
 if TYPE_CHECKING:
     from distill_core.engine import Rank
 
@@ -140,7 +142,9 @@ class ShardedStep(Step):
             return
         sum_of_part = torch.empty_like(mine, dtype=self.sent)
         reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its older name
-        reduce_scatter(sum_of_part, whole.to(self.sent))
+        sent = whole.to(self.sent)
+        with communication.timed():
+            reduce_scatter(sum_of_part, sent)
         mine.copy_(sum_of_part)
 
 

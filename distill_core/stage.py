@@ -19,13 +19,14 @@ from data_prep.shards import file_hash
 from data_prep.tokenizer import open_tokenizer
 from distill_core import checkpoint
 from distill_core.batch import COUNTS, Batch, Count
-from distill_core.build import Parts, Trainee, build
+from distill_core.build import build
 from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, sources
 from distill_core.data import Step
 from distill_core.engine import Rank, check_finite, check_skipped
 from distill_core.features import Features
 from distill_core.memory import freed_memory_kept
 from distill_core.models import pretrained
+from distill_core.parts import Parts, StepParts, Trainee
 from distill_core.pulse import pulse
 from distill_core.record import Quality, read_done, write_done, write_model
 from distill_core.stopping import Vote, stopping
@@ -57,13 +58,13 @@ def train(parts: Parts) -> None:
         parts.clock.mark("other")
 
 
-def begin(parts: Parts) -> None:
+def begin(parts: StepParts) -> None:
     for trainee in parts.trainees:
         trainee.engine.train()
     parts.clock.restart()
 
 
-def train_step(parts: Parts, step: Step, wait: float) -> tuple[list[Trainee], Vote]:
+def train_step(parts: StepParts, step: Step, wait: float) -> tuple[list[Trainee], Vote]:
     """One optimiser step of those trainees that have not taken it before; returns them, and who wants to stop.
 
     ``wait``: seconds that this rank has waited for its batches.
@@ -73,7 +74,7 @@ def train_step(parts: Parts, step: Step, wait: float) -> tuple[list[Trainee], Vo
     batches = [batch.to(rank.device) for batch in step.batches]
     clock.mark("data")
     counts, vote = global_counts(batches, rank)
-    clock.mark("optimizer")
+    clock.mark("communication")
     sound: list[Tensor] = []
     for place, batch in enumerate(batches):
         pulse.at("teacher", done)

@@ -177,18 +177,25 @@ def convert(
 def plan(
     run_file: Run,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option(help="Measure a matrix product for the estimate of time.")] = True,
-    measure: Annotated[bool, typer.Option(help="Take real steps of each stage here; needs prepared data.")] = False,
+    probe: Annotated[bool, typer.Option(help="Measure a matrix product for a rough estimate of time.")] = True,
+    measure: Annotated[bool, typer.Option(help="Take a few real micro-steps here, for a good estimate.")] = False,
     require_fit: Annotated[bool, typer.Option(help="Exit status 64 when it does not fit into memory.")] = False,
-    device_counts: Annotated[str, typer.Option("--devices", metavar="N,N", help="A table on paper, e.g. 1,8,64")] = "",
-    bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s between two devices, for --devices.")] = 25.0,
+    cluster: Annotated[str | None, typer.Option(metavar="FILE", help="Plan for this cluster file's ranks.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of each rank, if not as here: h200, a100, ... or GB:TFLOPS.")
+    ] = None,
+    device_counts: Annotated[
+        str, typer.Option("--devices", metavar="N,N", help="For the table on paper; '' for none.")
+    ] = "1,8,64,512",
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s between two devices.")] = 25.0,
 ) -> None:
     """What the run will cost, before it starts: parameters, tokens, steps, memory, disk, network, time. No network."""
+    from configs.cluster import load_cluster
     from launcher import plan_view, sweep
     from launcher.runfile import open_run
 
-    counts = plan_view.device_counts(device_counts)
-    wanted = plan_view.Wanted(probe, measure, require_fit, counts, 1e9 * bandwidth)
+    counts, where = plan_view.device_counts(device_counts), None if cluster is None else load_cluster(cluster)
+    wanted = plan_view.Wanted(probe, measure, require_fit, counts, 1e9 * bandwidth, where, device)
     several = sweep.open_sweep(run_file, overrides or [])
     for config in [open_run(run_file, overrides or [])] if several is None else sweep.configs(several):
         plan_view.show(config, wanted)

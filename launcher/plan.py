@@ -14,6 +14,7 @@ import torch
 
 from configs.errors import ConfigError, DataError
 from distill_core import preflight
+from distill_core.batch import Count
 from distill_core.beside import group_of
 from distill_core.config import (
     AugmentStage,
@@ -74,9 +75,13 @@ class StagePlan:
     """Tokens of the longest sequence."""
     ranks: int
     gpu: bool
+    data: Data
+    """What it trains on: the corpus, or the rows of its task."""
     checkpoint_bytes: float
     cache: CachePlan | None = None
     """Of a distill stage on the corpus: live or cached teachers."""
+    teacher_kept: float = 1.0
+    """Of the time that live teachers take: less with a cache, none where another stage asks them."""
     own_tokens: tuple[str, ...] = ()
     """The teachers that read tokens of their own, with the kind and size of their vocabularies."""
 
@@ -97,6 +102,10 @@ class StagePlan:
     def flops_per_step(self) -> float:
         return self.flops / self.steps
 
+    def micro_steps_on(self, ranks: int) -> int:
+        """Of one step, with another number of ranks."""
+        return micro_steps(self.training, self.tokens_per_step / ranks)
+
     @functools.cached_property
     def peak(self) -> Peak:
         """Of a micro-step; simulated when it is first asked for."""
@@ -111,6 +120,11 @@ class StagePlan:
         """Of one rank with another ZeRO stage."""
         return memory(self.work, self.peak, self.trained, self.training, zero, self.ranks, self.gpu)
 
+    def memory_on(self, ranks: int) -> Memory:
+        """Of one rank among so many others."""
+        found = memory(self.work, self.peak, self.trained, self.training, self.training.zero_stage, ranks, self.gpu)
+        return found.at(self.tokens_per_step / ranks / self.micro_steps_on(ranks))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,23 +135,27 @@ class Plan:
     stages: list[StagePlan]
 
 
-def make_plan(config: RunConfig, ranks: int) -> Plan:
+def make_plan(config: RunConfig, ranks: int, gpu: bool | None = None) -> Plan:
     """The costs of every stage.
+
+    Args:
+        ranks: of the whole run.
+        gpu: whether each has a GPU; default: as on this machine.
 
     Raises:
         ConfigError: a teacher's shape is not at hand (there is no network here), or a stage cannot work.
         DataError: the prepared data is damaged.
     """
-    data = measure(config)
+    data, gpu = measure(config), devices.gpus() > 0 if gpu is None else gpu
     indices = [i for i, stage in enumerate(config.stages) if not isinstance(stage, AugmentStage)]
-    stages = [plan_stage(config, index, data, ranks) for index in indices]
+    stages = [plan_stage(config, index, data, ranks, gpu) for index in indices]
     return Plan(config.name, ranks, data, shard_bytes(config.data, data), stages)
 
 
 # ---------------------------------------------------------------- stages
 
 
-def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePlan:
+def plan_stage(config: RunConfig, index: int, data: Data, ranks: int, gpu: bool) -> StagePlan:
     """One stage's costs."""
     stage = config.stages[index]
     assert isinstance(stage, TrainedStage)
@@ -155,22 +173,11 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
     data = data if isinstance(stage, PretrainStage) or stage.task is None else task_data(config, stage, data)
     needs = [objective.needs() for objective in losses]
     counts = per_token(config, stage, data)
-    wanted = functools.reduce(operator.or_, (need.student for need in needs))
-    flops = (forward_flops(student, wanted) * 3 + total(objective.flops() for objective in losses)).of(counts)
     steps = training.total_steps(data.sequences)
     sequences = steps * training.global_batch_size
-    epochs = sequences / data.sequences if data.sequences else None
-    cost, cache = TeacherCost(), None
-    for need, (_, shape) in zip(needs, teachers, strict=bool(teachers)):
-        cost += teacher_cost(shape, need.teacher, counts, kept_bytes(stage))
-    if isinstance(stage, DistillStage) and stage.task is None:
-        cache = cache_plan(stage, config.data.masks, losses, cost, flops, data.tokens, epochs)
-    flops = flops + cost.live if cache is None else cache.stage_flops
-    alone = not isinstance(stage, DistillStage) or stage.teacher_cache is not None
-    if not alone and group_of(config.stages, index)[0] != index:
-        flops -= cost.live  # the teachers answer once, for the first of the group
+    costs = stage_costs(config, index, losses, student, [shape for _, shape in teachers], counts, data)
     of_a_rank = training.global_batch_size * data.mean_length / ranks
-    micro_steps = max(1, math.ceil(of_a_rank / training.micro_batch_tokens))
+    passes = micro_steps(training, of_a_rank)
     trained = student.parameters() + projections
     return StagePlan(
         name=stage.name,
@@ -183,20 +190,66 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int) -> StagePl
         steps=steps,
         sequences=sequences,
         tokens=sequences * data.mean_length,
-        epochs=epochs,
-        micro_steps=micro_steps,
-        flops_per_token=flops,
-        teacher_flops_per_token=cost.live,
+        epochs=sequences / data.sequences if data.sequences else None,
+        micro_steps=passes,
+        flops_per_token=costs.flops,
+        teacher_flops_per_token=costs.teachers,
         training=training,
-        work=micro_step(config, stage, student, teachers, of_a_rank / micro_steps, data),
+        work=micro_step(config, stage, student, teachers, of_a_rank / passes, data),
         trained=trained,
         longest=config.longest(stage),
         ranks=ranks,
-        gpu=devices.gpus() > 0,
+        gpu=gpu,
+        data=data,
         checkpoint_bytes=12.0 * trained * (training.keep_last + 1) + 4.0 * student.parameters(),
-        cache=cache,
+        cache=costs.cache,
+        teacher_kept=costs.kept,
         own_tokens=described(teachers, own),
     )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs for each real token. ``teachers``: of live ones; ``kept``: the share of them that this stage pays for."""
+
+    flops: float
+    teachers: float
+    kept: float
+    cache: CachePlan | None
+
+
+def stage_costs(
+    config: RunConfig,
+    index: int,
+    losses: list[Objective],
+    student: EncoderConfig,
+    teachers: list[EncoderConfig],
+    counts: dict[Count, float],
+    data: Data,
+) -> Costs:
+    """``losses``: one objective a teacher; ``counts``: what a step counts for each real token."""
+    stage = config.stages[index]
+    assert isinstance(stage, TrainedStage)
+    needs = [objective.needs() for objective in losses]
+    wanted = functools.reduce(operator.or_, (need.student for need in needs))
+    own = (forward_flops(student, wanted) * 3 + total(objective.flops() for objective in losses)).of(counts)
+    cost, cache, kept = TeacherCost(), None, 1.0
+    for need, shape in zip(needs, teachers, strict=bool(teachers)):
+        cost += teacher_cost(shape, need.teacher, counts, kept_bytes(stage))
+    if isinstance(stage, DistillStage) and stage.task is None:
+        sequences = stage.training.total_steps(data.sequences) * stage.training.global_batch_size
+        epochs = sequences / data.sequences if data.sequences else None
+        cache = cache_plan(stage, config.data.masks, losses, cost, own, data.tokens, epochs)
+        kept = (cache.stage_flops - own) / cost.live if cache.chosen and cost.live else 1.0
+    alone = not isinstance(stage, DistillStage) or stage.teacher_cache is not None
+    if not alone and group_of(config.stages, index)[0] != index:
+        kept = 0.0  # the teachers answer once, for the first of the group
+    return Costs(own + kept * cost.live, cost.live, kept, cache)
+
+
+def micro_steps(training: TrainingConfig, tokens: float) -> int:
+    """Forward/backward passes of a rank with so many tokens in a step."""
+    return max(1, math.ceil(tokens / training.micro_batch_tokens))
 
 
 def micro_step(

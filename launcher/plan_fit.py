@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from configs.errors import ConfigError
-from launcher import devices
 from launcher.plan import Plan, StagePlan
+from launcher.plan_devices import Device
 from launcher.plan_losses import table_of
 from launcher.plan_options import WORDS
 from launcher.units import amount, size
@@ -21,30 +21,11 @@ SPARE = 0.1
 
 
 @dataclass(frozen=True)
-class Device:
-    """What one rank may fill. ``memory``: bytes."""
-
-    memory: float
-    name: str
-
-
-@dataclass(frozen=True)
 class Advice:
     """A setting under which a stage fits: the lowest ZeRO stage, with the largest micro-batch."""
 
     zero_stage: int
     micro_batch_tokens: int
-
-
-def this_machine(ranks: int, gpus: int) -> Device:
-    """One GPU for each rank, or a rank's part of the memory that is free now."""
-    if gpus:
-        import torch
-
-        if torch.cuda.is_available():
-            found = torch.cuda.get_device_properties(0)
-            return Device(float(found.total_memory), found.name)
-    return Device(devices.free_bytes() / ranks, f"{devices.cores()} CPU cores, memory free now / {ranks}")
 
 
 def fits(stage: StagePlan, device: Device) -> bool:
@@ -110,38 +91,36 @@ def wire_bytes(stage: StagePlan, ranks: int, zero: int | None = None, micro_step
     reduced = 2.0 * (ranks - 1) / ranks * word * stage.trained
     if zero < 3:
         return reduced
-    return reduced / 2 + 2.0 * (micro_steps or stage.micro_steps) * (ranks - 1) / ranks * word * stage.trained
+    return reduced / 2 + 2.0 * (micro_steps or stage.micro_steps_on(ranks)) * (ranks - 1) / ranks * word * stage.trained
 
 
-def scale_table(plan: Plan, counts: Sequence[int], flops: float, bandwidth: float) -> Table:
+def scale_table(
+    plan: Plan, counts: Sequence[int], seconds_on: Callable[[StagePlan, int], float | None], words: str
+) -> Table:
     """Steps of each stage on so many devices, on paper.
 
     Args:
-        flops: useful FLOP/s that one device reaches in a step.
-        bandwidth: bytes/s between two devices.
+        seconds_on: of a step of a stage on so many devices.
+        words: where its figures come from.
     """
-    table = table_of("stage", "devices", "step", "network", "tokens/s", "time", "device-hours", "sent")
+    table = table_of("stage", "devices", "step", "tokens/s", "time", "device-hours", "memory", "sent")
     for stage in plan.stages:
         for count in counts:
-            if count > stage.sequences / stage.steps:
+            seconds = seconds_on(stage, count)
+            if count > stage.sequences / stage.steps or seconds is None:
                 table.add_row(Text(stage.name), f"{count:,}", "fewer sequences in a step than devices")
                 continue
-            sent = wire_bytes(stage, count)
-            seconds = stage.flops_per_step / (count * flops) + sent / bandwidth
             table.add_row(
                 Text(stage.name),
                 f"{count:,}",
                 span(seconds),
-                f"{sent / bandwidth / seconds:.0%}",
                 amount(stage.tokens_per_step / seconds),
                 span(seconds * stage.steps),
                 f"{seconds * stage.steps * count / 3600:.3g}",
-                size(sent),
+                size(stage.memory_on(count).total),
+                size(wire_bytes(stage, count)),
             )
-    table.caption = Text(
-        f"on paper: {flops / 1e12:.3g} useful TFLOP/s on a device, {size(bandwidth)}/s between two, nothing of the "
-        "network hidden behind the backward pass; sent: by each in one step"
-    )
+    table.caption = Text(f"on paper: {words}; memory: of one device; sent: by each in one step")
     return table
 
 

@@ -1,85 +1,146 @@
-"""How long a run will take: by the speed of a matrix product, by real steps, and how it was when it ran."""
+"""How long a run will take: by the speed of a matrix product, by real micro-steps, and how it was when it ran."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
 from rich.text import Text
 
-from distill_core.config import RunConfig, trained
+from distill_core.config import RunConfig
 from distill_core.frozen import DTYPES
 from distill_core.peak import product_flops
 from launcher import devices
 from launcher.plan import Plan, StagePlan
-from launcher.plan_fit import span, wire_bytes
+from launcher.plan_devices import Place
+from launcher.plan_fit import fits, scale_table, span, wire_bytes
 from launcher.plan_losses import table_of
-from launcher.rehearsal import measured
+from launcher.plan_probe import Probed, probed
 from launcher.units import amount, size
 from launcher.watch import duration
 
 EFFICIENCY = 0.4
 """Share of a plain matrix product's speed that a training step keeps; 0.3 to 0.5 in our runs on CPUs."""
 PROBE_SECONDS = 0.4
+SHOWN = ("speed/step_seconds", "speed/tokens_per_second", "memory/gigabytes")
+"""Of a run's curves."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """FLOP/s of a plain matrix product on one unit of this machine: a GPU, or a core."""
+def product_speed(stage: StagePlan, place: Place) -> float:
+    """FLOP/s of a matrix product on what one rank has: by the data sheet, or measured in the shape that costs most.
 
-    flops: float
-    units: int
-    gpu: bool
-    name: str
-
-
-def probe(stage: StagePlan, config: RunConfig) -> Speed:
-    """A short matrix product of the shape that costs the stage most.
-
-    On a CPU with one thread, times the cores: several threads wait for each other when the machine is busy.
+    On a CPU with one thread, times a rank's cores: several threads wait for each other when the machine is busy.
     """
+    if place.device.sheet:
+        return place.device.sheet[stage.training.precision]
     model = stage.teacher if stage.teacher is not None else stage.student
-    training = next(s.training for s in trained(config.stages) if s.name == stage.name)
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    dtype = DTYPES[training.precision]
-    shape = (min(4096, training.micro_batch_tokens), model.hidden_size, model.intermediate_size)
+    dtype = DTYPES[stage.training.precision]
+    shape = (min(4096, stage.training.micro_batch_tokens), model.hidden_size, model.intermediate_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        flops = product_flops(shape, dtype, device, PROBE_SECONDS)
+        flops = product_flops(shape, dtype, torch.device("cuda" if cuda else "cpu"), PROBE_SECONDS)
     finally:
         torch.set_num_threads(threads)
-    if cuda:
-        return Speed(flops, torch.cuda.device_count(), True, torch.cuda.get_device_name(0))
-    return Speed(flops, devices.cores(), False, f"{devices.cores()} CPU cores")
+    return flops if cuda else flops * devices.cores() / (place.ranks // place.nodes)
 
 
-def time_lines(plan: Plan, speeds: list[Speed]) -> list[str]:
-    """The estimate of training time: on a CPU the ranks share all cores, on GPUs each has its own."""
-    seconds = [
-        seconds_of(stage, speed, units_of(plan, speed)) for stage, speed in zip(plan.stages, speeds, strict=True)
-    ]
-    parts = [f"{stage.name} {duration(each)}" for stage, each in zip(plan.stages, seconds, strict=True)]
-    flops = sum(stage.flops for stage in plan.stages)
-    return [
-        f"training: {amount(flops)}FLOP; estimate {duration(sum(seconds))} here ({speeds[0].name}): {', '.join(parts)}",
-        "  + preparation, evaluation and start-up",
-    ]
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the stages' steps.
+
+    Args:
+        speeds: FLOP/s of a plain matrix product on one rank's device, by stage; {} where nothing is to be estimated.
+        probed: real micro-steps, by stage.
+        bandwidth: bytes/s between two devices, other than the ranks here.
+    """
+
+    place: Place
+    speeds: Mapping[str, float]
+    probed: Mapping[str, Probed]
+    bandwidth: float
+
+    def seconds(self, stage: StagePlan, ranks: int | None = None) -> float | None:
+        """Of a step on so many ranks (default: the plan's); None where nothing is known."""
+        count = ranks or stage.ranks
+        sent = wire_bytes(stage, count) / self.bandwidth
+        if stage.name in self.probed:
+            taken = self.probed[stage.name]
+            wall = taken.seconds(stage, stage.tokens_per_step / count).wall
+            return wall if taken.ranks == count else wall + sent
+        if stage.name in self.speeds:
+            return stage.flops_per_step / (count * self.speeds[stage.name] * EFFICIENCY) + sent
+        return None
+
+    def tokens_per_second(self, stage: StagePlan) -> float | None:
+        seconds = self.seconds(stage)
+        return stage.tokens_per_step / seconds if seconds else None
+
+    @property
+    def words(self) -> str:
+        """Where the figures come from."""
+        words = []
+        if self.probed:
+            one = next(iter(self.probed.values()))
+            words.append(f"from real micro-steps of {one.ranks} rank{'s' if one.ranks > 1 else ''} on this machine")
+        if self.speeds:
+            of_whom = f"{', '.join(self.speeds)}: " if self.probed else ""
+            speed = " and ".join(sorted({f"{amount(flops)}FLOP/s" for flops in self.speeds.values()}))
+            found = "by the data sheet" if self.place.device.sheet else "of a matrix product here"
+            words.append(f"{of_whom}{EFFICIENCY:g} of the {speed} {found}, which may be off by a factor of two")
+        return "; ".join(words)
 
 
-def units_of(plan: Plan, speed: Speed) -> int:
-    return min(plan.ranks, speed.units) if speed.gpu else speed.units
+def times_of(config: RunConfig, plan: Plan, place: Place, estimate: bool, measure: bool, bandwidth: float) -> Times:
+    """``estimate``: by matrix products; ``measure``: by real micro-steps of all stages that fit this machine.
+
+    Raises:
+        LaunchError: a rank failed.
+    """
+    wanted = [stage for stage in plan.stages if fits(stage, place.device)] if measure else []
+    steps = probed(config, plan, wanted, place.ranks // place.nodes) if wanted else {}
+    others = [stage for stage in plan.stages if stage.name not in steps] if estimate else []
+    return Times(place, {stage.name: product_speed(stage, place) for stage in others}, steps, bandwidth)
 
 
-def seconds_of(stage: StagePlan, speed: Speed, units: int) -> float:
-    return stage.flops / (speed.flops * EFFICIENCY * units)
+def time_table(plan: Plan, times: Times) -> Table | None:
+    """How long each stage takes; None where nothing is known."""
+    table = table_of("time", "a step", "tokens/s", "useful TFLOP/s", "all steps", "device-hours")
+    whole = 0.0
+    for stage in plan.stages:
+        seconds = times.seconds(stage)
+        if seconds is None:
+            continue
+        whole += seconds * stage.steps
+        table.add_row(
+            Text(stage.name),
+            span(seconds),
+            amount(stage.tokens_per_step / seconds),
+            f"{stage.flops_per_step / seconds / 1e12:.3g}",
+            duration(seconds * stage.steps),
+            f"{seconds * stage.steps * plan.ranks / 3600:.3g}",
+        )
+    if not table.rows:
+        return None
+    table.add_row("all", "", "", "", duration(whole), f"{whole * plan.ranks / 3600:.3g}")
+    table.caption = Text(
+        f"{times.words}; a device is what one rank has; + preparation, evaluation, checkpoints and start-up"
+    )
+    return table
+
+
+def paper(plan: Plan, times: Times, counts: Sequence[int]) -> list[Table]:
+    """The table of other numbers of devices, by what a device does here."""
+    if not counts or not (times.probed or times.speeds):
+        return []
+    words = f"{times.words}; {size(times.bandwidth)}/s between two devices, of which nothing is hidden"
+    return [scale_table(plan, counts, times.seconds, words)]
 
 
 def network_lines(plan: Plan) -> list[str]:
@@ -90,62 +151,6 @@ def network_lines(plan: Plan) -> list[str]:
     return [f"network: each rank sends in a step: {sent}"]
 
 
-# ---------------------------------------------------------------- real steps
-
-
-MEASURED_STEPS = 5
-
-
-def measured_steps(config: RunConfig, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Some real steps of each stage on this machine, with its ranks, at its own shape; by the stage's name.
-
-    Raises:
-        DataError: the data is not prepared.
-        LaunchError: a rank failed.
-    """
-    return {stage.name: measured(config, stage.name, plan.ranks, MEASURED_STEPS) for stage in plan.stages}
-
-
-def expected_seconds(
-    plan: Plan, stage: StagePlan, steps: Mapping[str, Any], speeds: list[Speed] | None
-) -> float | None:
-    """Of a step: measured, else estimated, else not known."""
-    if stage.name in steps:
-        return float(steps[stage.name]["step_seconds"])
-    if speeds is None:
-        return None
-    speed = speeds[plan.stages.index(stage)]
-    return seconds_of(stage, speed, units_of(plan, speed)) / stage.steps
-
-
-def expected_bytes(stage: StagePlan, steps: Mapping[str, Any]) -> float:
-    """At the peak: measured, else planned."""
-    return 1e9 * steps[stage.name]["memory"]["peak"] if stage.name in steps else stage.memory.total
-
-
-def steps_table(plan: Plan, steps: Mapping[str, Any], speeds: list[Speed] | None) -> Table | None:
-    """What the steps have taken, beside what was planned for them."""
-    if not steps:
-        return None
-    table = table_of("measured", "a step", "planned", "peak memory", "planned", "all steps", "device-hours")
-    for stage in plan.stages:
-        seconds, peak = float(steps[stage.name]["step_seconds"]), expected_bytes(stage, steps)
-        planned = expected_seconds(plan, stage, {}, speeds)
-        said = "" if planned is None else f"{span(planned)} ({off(planned, seconds)})"
-        whole = stage.steps * seconds
-        table.add_row(
-            Text(stage.name),
-            span(seconds),
-            said,
-            size(peak),
-            f"{size(stage.memory.total)} ({off(stage.memory.total, peak)})",
-            duration(whole),
-            f"{whole * plan.ranks / 3600:.3g}",
-        )
-    table.caption = f"median of {MEASURED_STEPS} real steps on this machine, {plan.ranks} ranks"
-    return table
-
-
 def off(planned: float, found: float) -> str:
     """How far a plan was from what was found."""
     return f"{planned / found - 1:+.0%}"
@@ -154,9 +159,9 @@ def off(planned: float, found: float) -> str:
 # ---------------------------------------------------------------- the last run
 
 
-def last_run_table(config: RunConfig, plan: Plan, steps: Mapping[str, Any], speeds: list[Speed] | None) -> Table | None:
+def last_run_table(config: RunConfig, plan: Plan, times: Times) -> Table | None:
     """How far the plan is from what the run has met so far; None where it has not run yet."""
-    table = table_of("last run", "a step", "expected", "peak memory", "expected")
+    table = table_of("last run", "a step", "planned", "tokens/s", "planned", "peak memory", "planned")
     for stage in plan.stages:
         index = config.stage_index(stage.name)
         assert index is not None
@@ -164,10 +169,18 @@ def last_run_table(config: RunConfig, plan: Plan, steps: Mapping[str, Any], spee
         if not rows:
             continue
         seconds = statistics.median(row["speed/step_seconds"] for row in rows)
+        rate = statistics.median(row["speed/tokens_per_second"] for row in rows)
         peak = 1e9 * max(row["memory/gigabytes"] for row in rows)
-        planned, bytes_ = expected_seconds(plan, stage, steps, speeds), expected_bytes(stage, steps)
-        said = "" if planned is None else f"{span(planned)} ({off(planned, seconds)})"
-        table.add_row(Text(stage.name), span(seconds), said, size(peak), f"{size(bytes_)} ({off(bytes_, peak)})")
+        planned, fast, filled = times.seconds(stage), times.tokens_per_second(stage), stage.memory.total
+        table.add_row(
+            Text(stage.name),
+            span(seconds),
+            "" if planned is None else f"{span(planned)} ({off(planned, seconds)})",
+            amount(rate),
+            "" if fast is None else f"{amount(fast)} ({off(fast, rate)})",
+            size(peak),
+            f"{size(filled)} ({off(filled, peak)})",
+        )
     table.caption = "of the first rank; the process of a run goes on from stage to stage, and so does its peak memory"
     return table if table.rows else None
 
@@ -182,7 +195,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for line in lines:
         try:
             row = json.loads(line)
-            if "speed/step_seconds" in row and "memory/gigabytes" in row:
+            if all(name in row for name in SHOWN):
                 rows.append(row)
         except (ValueError, TypeError):  # a line torn by a crash
             continue

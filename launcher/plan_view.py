@@ -9,95 +9,86 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from configs.cluster import ClusterConfig
 from configs.errors import ConfigError
 from distill_core.config import RunConfig
 from distill_core.precision import decided_by, here, undecided
-from launcher import devices
-from launcher.launch import ranks as ranks_of
 from launcher.plan import Plan, make_plan
 from launcher.plan_beside import beside_lines
 from launcher.plan_cache import CachePlan, speed_up
-from launcher.plan_fit import fit_table, require_fit, scale_table, this_machine
+from launcher.plan_devices import Place, place_of
+from launcher.plan_fit import fit_table, require_fit
 from launcher.plan_losses import layered, layers_table, losses_table, table_of
 from launcher.plan_teachers import teachers_table
-from launcher.plan_time import (
-    EFFICIENCY,
-    Speed,
-    last_run_table,
-    measured_steps,
-    network_lines,
-    probe,
-    steps_table,
-    time_lines,
-    units_of,
-)
+from launcher.plan_time import Times, last_run_table, network_lines, paper, time_table, times_of
 from launcher.units import amount, size
+
+COUNTS = (1, 8, 64, 512)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a plan is to show beside its tables.
+    """What a plan is to show, and for where.
 
-    ``probe``: measure a matrix product; ``measure``: take real steps; ``require_fit``: refuse a run that does not fit;
-    ``counts``: of devices, for a table on paper; ``bandwidth``: bytes/s between two of them.
+    ``probe``: measure a matrix product; ``measure``: take real micro-steps; ``require_fit``: refuse a run that does
+    not fit; ``counts``: of devices, for a table on paper; ``bandwidth``: bytes/s between two of them; ``cluster``:
+    where the run is to be, and ``device``: on what (both: default this machine).
     """
 
     probe: bool = True
     measure: bool = False
     require_fit: bool = False
-    counts: tuple[int, ...] = ()
+    counts: tuple[int, ...] = COUNTS
     bandwidth: float = 25e9
+    cluster: ClusterConfig | None = None
+    device: str | None = None
 
 
 def show(config: RunConfig, wanted: Wanted, console: Console | None = None) -> None:
     """Print the plan of ``config``.
 
     Raises:
-        ConfigError: it does not fit, and must.
+        ConfigError: it does not fit, and must; or steps are to be measured of another machine.
     """
     console = console or Console()
-    config, decided = planned(config)
-    ranks = ranks_of(config.launch.processes)
-    plan, device = make_plan(config, ranks), this_machine(ranks, devices.gpus())
-    console.print(Text(f"Plan of {plan.name!r} on {plan.ranks} rank{'s' if plan.ranks > 1 else ''}", "bold"))
+    place = place_of(config.launch.processes, wanted.cluster, wanted.device)
+    if wanted.measure and not place.here:
+        raise ConfigError("--measure takes steps here, and --cluster or --device names other machines; leave one out.")
+    config, decided = planned(config, place)
+    plan = make_plan(config, place.ranks, place.device.gpu)
+    console.print(Text(f"Plan of {plan.name!r} on {place.words}", "bold"))
     for line in decided:
         console.print(Text(line))
-    for problem in plan.data.problems:
+    for problem in [*plan.data.problems, *place.notes]:
         console.print(Text(f"missing: {problem}", "yellow"))
     for line in data_lines(plan):
         console.print(Text(line))
-    layers = [layers_table(stage) for stage in layered(plan.stages)]
-    memories = (memory_table(plan), fit_table(plan, device))
-    for table in (models_table(plan), teachers_table(plan), costs_table(plan), *memories, losses_table(plan), *layers):
-        if table is not None:
+    if wanted.measure:
+        console.print(Text("taking real micro-steps of each stage ...", "dim"))
+    times = times_of(config, plan, place, wanted.probe, wanted.measure, wanted.bandwidth)
+    shown: list[Table | Text | None] = [models_table(plan), teachers_table(plan), costs_table(plan), memory_table(plan)]
+    shown += [fit_table(plan, place.device), losses_table(plan), *map(layers_table, layered(plan.stages))]
+    shown += [*cache_tables(plan, times), time_table(plan, times), *paper(plan, times, wanted.counts)]
+    lines = [*own_tokens_lines(plan), *beside_lines(config, plan), *network_lines(plan)]
+    shown += [Text("\n".join(lines)) if lines else None, last_run_table(config, plan, times)]
+    for part in shown:
+        if part is not None:
             console.print()
-            console.print(table)
-    speeds = [probe(stage, config) for stage in plan.stages] if wanted.probe else None
-    for shown in [*cache_tables(plan, speeds), *paper(plan, speeds, wanted)]:
-        console.print()
-        console.print(shown)
-    console.print()
-    for line in [*own_tokens_lines(plan), *beside_lines(config, plan), *network_lines(plan)]:
-        console.print(Text(line))
-    for line in [] if speeds is None else time_lines(plan, speeds):
-        console.print(Text(line))
-    steps = measured_steps(config, plan) if wanted.measure else {}
-    for found in (steps_table(plan, steps, speeds), last_run_table(config, plan, steps, speeds)):
-        if found is not None:
-            console.print()
-            console.print(found)
+            console.print(part)
     console.print(Text("All figures but parameters, steps and sequences are estimates.", "dim"))
     if wanted.require_fit:
-        require_fit(plan, device)
+        require_fit(plan, place.device)
 
 
-def planned(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """With this machine's precision where it is ``auto`` and the run has not started; and a line that says so."""
+def planned(config: RunConfig, place: Place) -> tuple[RunConfig, list[str]]:
+    """With the device's precision where it is ``auto`` and the run has not started; and a line that says so."""
     names = undecided(config)
     if not names:
         return config, []
-    precision = here()
-    line = f"precision: auto is {precision} on this machine ({', '.join(names)}); the run's own devices decide"
+    device = place.device
+    precision = device.precision or here()
+    on = "this machine" if device.precision is None else device.name
+    line = f"precision: auto is {precision} on {on} ({', '.join(names)}); the run's own devices decide"
     return decided_by(config, precision), [line]
 
 
@@ -113,13 +104,6 @@ def device_counts(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def paper(plan: Plan, speeds: list[Speed] | None, wanted: Wanted) -> list[Table]:
-    """The table of other numbers of devices, by what a device here reaches."""
-    if not wanted.counts or speeds is None:
-        return []
-    return [scale_table(plan, wanted.counts, speeds[0].flops * EFFICIENCY, wanted.bandwidth)]
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -130,7 +114,11 @@ def data_lines(plan: Plan) -> list[str]:
     elif data.tokens is None or data.sequences is None:
         lines = ["data: not prepared yet, and how much it will be is not known beforehand"]
     else:
-        how = "counted" if data.exact else "estimated from the sizes of the sources; `distill prep` counts them"
+        how = (
+            "counted"
+            if data.exact
+            else "estimated from sizes and beginnings of the sources; `distill prep` counts them"
+        )
         lines = [f"data: {amount(data.tokens)} training tokens in {amount(data.sequences)} sequences ({how})"]
     disk = [f"checkpoints and models {size(sum(s.checkpoint_bytes for s in plan.stages))}"]
     kept = [stage.cache.all_bytes for stage in plan.stages if stage.cache is not None and stage.cache.chosen]
@@ -201,20 +189,18 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
-def cache_tables(plan: Plan, speeds: list[Speed] | None) -> list[Table | Text]:
+def cache_tables(plan: Plan, times: Times) -> list[Table | Text]:
     """For each distill stage on the corpus: its teachers live or cached, or why they cannot be cached."""
     found: list[Table | Text] = []
-    for number, stage in enumerate(plan.stages):
+    for stage in plan.stages:
         if stage.cache is None:
             continue
         if stage.cache.refused is not None:
             found.append(Text(f"{stage.name}: the teacher cannot be cached: {stage.cache.refused}."))
             continue
-        rate = None
-        if speeds is not None:
-            speed = speeds[number]
-            rate = speed.flops * EFFICIENCY * units_of(plan, speed) / stage.cache.step_cached
-        found.append(cache_table(stage.name, stage.cache, rate))
+        rate = times.tokens_per_second(stage)  # as the run file has it; a step with cached teachers has fewer FLOPs
+        faster = stage.flops_per_token / stage.cache.step_cached
+        found.append(cache_table(stage.name, stage.cache, None if rate is None else rate * faster))
     return found
 
 

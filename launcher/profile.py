@@ -24,7 +24,8 @@ EXPLAINED = {
     "teacher": "forward passes of the teachers",
     "forward": "student and losses",
     "backward": "student and losses",
-    "optimizer": "update, and communication not hidden behind the backward pass",
+    "optimizer": "update",
+    "communication": "collectives; on a GPU those beside the backward pass and the update are in these parts",
     "other": "checks, log lines",
 }
 MEMORY = {

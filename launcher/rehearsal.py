@@ -1,4 +1,4 @@
-"""A stage of a run, taken for some steps aside: what ``distill profile`` and ``distill plan --probe`` measure.
+"""A stage of a run, taken for some steps aside: what ``distill profile`` measures.
 
 It is the stage itself (models, engine, data, ranks), but in a run folder of its own where the system keeps temporary
 files, with links to the data and to the models of finished stages. Models that are not there yet are stood in for by

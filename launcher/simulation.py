@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from distill_core.batch import Batch
 from distill_core.features import Features
 from distill_core.frozen import encoder_of
+from distill_core.models.attention import Kernel
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.running import checkpoint_layers
@@ -146,7 +147,8 @@ def _run(work: Work, losses: bool) -> Peak:
         for parameter in module.parameters():  # gradients are reckoned elsewhere, too
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))  # type: ignore[no-untyped-call]
         with _default_dtype(torch.float32):
-            batch = _batch(work)
+            length = max(1, min(work.length, work.tokens))
+            batch = batch_of(work, [length] * max(1, work.tokens // length))
             counts = {name: torch.tensor(max(1.0, value)) for name, value in batch.counts().items()}
             with Alive(work.student.vocab_size, weights) as alive:
                 taught: list[Features] = [teacher(batch) for teacher in teachers]
@@ -171,15 +173,19 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _model(shape: EncoderConfig, work: Work) -> StageModel:
     # Dropout within attention draws a seed, a number that tensors without memory do not have. Its masks are made part
     # by part, as large as the probabilities beside them.
-    encoder = Encoder(shape.model_copy(update={"attention_probs_dropout_prob": 0.0}))
+    return model_of(shape.model_copy(update={"attention_probs_dropout_prob": 0.0}), work)
+
+
+def model_of(shape: EncoderConfig, work: Work) -> StageModel:
+    """A model of the stage with random weights."""
+    encoder = Encoder(shape)
     return encoder if work.task is None else TaskModel(encoder, work.task, [str(n) for n in range(LABELS)])
 
 
-def _batch(work: Work) -> Batch:
-    """Sequences of one length; the labels say nothing."""
-    length = max(1, min(work.length, work.tokens))
-    count = max(1, work.tokens // length)
-    batch = Batch.of([[0] * length] * count)
+def batch_of(work: Work, lengths: Sequence[int], kernel: Kernel = "runs") -> Batch:
+    """Sequences of these lengths; ids and labels are 0."""
+    count = len(lengths)
+    batch = Batch.of([[0] * length for length in lengths], kernel)
     n = batch.n_tokens
     batch.rows = _every(n, work.masked)
     batch.labels = torch.zeros_like(batch.rows)

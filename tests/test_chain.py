@@ -108,7 +108,7 @@ def test_tensorboard_has_every_curve(whole: Path) -> None:
     expected |= {"optim/learning_rate", "optim/gradient_norm", "speed/tokens_per_second", "speed/step_seconds"}
     expected |= {"data/wait_seconds", "data/wait_share", "data/padding_share", "memory/gigabytes", "eval/agreement"}
     expected |= {"speed/flops_utilization", "speed/useful_tflops", "time/data", "time/teacher", "time/forward"}
-    expected |= {"time/backward", "time/optimizer", "time/other"}
+    expected |= {"time/backward", "time/optimizer", "time/communication", "time/other"}
     expected |= {f"eval/{who}_{what}" for who in ("student", "teacher") for what in ("loss", "accuracy")}
     assert expected <= set(read.Tags()["scalars"])
     assert {"config/text_summary", "masked samples/text_summary", "useful FLOPs/text_summary"} <= set(

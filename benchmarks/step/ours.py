@@ -18,13 +18,14 @@ from benchmarks.step.turns import Gate, Loop
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core.batch import COUNTS, Batch
-from distill_core.build import Parts, build, make_loader, splits, student_module
+from distill_core.build import build, make_loader, splits, student_module
 from distill_core.config import RunConfig
 from distill_core.data import Loader, Step
 from distill_core.engine import Rank, start_ranks
 from distill_core.load import stage_teachers
 from distill_core.memory import freed_memory_kept
 from distill_core.objective import Teacher
+from distill_core.parts import Parts
 from distill_core.shapes import stage_shape
 from distill_core.stage import train
 

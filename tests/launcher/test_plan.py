@@ -19,7 +19,11 @@ from distill_core.flops import forward_flops
 from distill_core.models.config import EncoderConfig, ModelConfig
 from launcher import devices, plan_time, plan_view, units
 from launcher.plan import make_plan
+from launcher.plan_devices import Device, Place, place_of
+from launcher.plan_fit import wire_bytes
 from launcher.plan_memory import Memory
+from launcher.plan_probe import Probed, Taken
+from launcher.plan_time import Times
 from launcher.plan_view import Wanted
 from launcher.runfile import open_run
 
@@ -90,7 +94,7 @@ def test_stages_by_hand(prepared: Path) -> None:
     assert found.data.sequences is not None
     assert student.epochs == pytest.approx(8 / found.data.sequences)
     assert student.micro_steps == -(-4 * found.data.mean_length // 64)
-    counts: dict[Count, float] = {"tokens": 1.0, "pairs": found.data.mean_length, "masked": 0.15}
+    counts: dict[Count, float] = {"tokens": 1.0, "pairs": found.data.pairs_per_token, "masked": 0.15}
     assert student.teacher is not None
     assert student.flops_per_token == pytest.approx(
         3 * forward_flops(student.student, MASKED_LOGITS).of(counts)
@@ -192,9 +196,10 @@ def test_a_precision_that_is_not_decided_is_this_machines(
     word = "stages.student.training.precision="
     text = " ".join(shown(prepared, False, word + "auto").split())
     assert f"precision: auto is {precision} on this machine (student); the run's own devices decide" in text
-    config, said = plan_view.planned(open_run(str(prepared), [word + "auto"]))
+    here = place_of(1, None, None)
+    config, said = plan_view.planned(open_run(str(prepared), [word + "auto"]), here)
     assert config == open_run(str(prepared), [word + precision]) and len(said) == 1
-    assert plan_view.planned(config) == (config, [])
+    assert plan_view.planned(config, here) == (config, [])
 
 
 def test_losses_are_listed_with_their_settings(prepared: Path) -> None:
@@ -268,13 +273,27 @@ def test_copied_layers_are_drawn(prepared: Path) -> None:
 
 def test_the_estimate_of_time(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_time, "PROBE_SECONDS", 0.02)
-    assert "estimate 0:00 here" in shown(prepared, True)
+    text = " ".join(shown(prepared, True, width=160).split())
+    assert "of a matrix product here, which may be off by a factor of two" in text
+    assert "on paper: 0.4 of the" in text  # 1, 8, 64 and 512 devices, unasked
 
 
 def test_seconds_by_hand(prepared: Path) -> None:
-    stage = make_plan(open_run(str(prepared)), 1).stages[0]
-    speed = plan_time.Speed(stage.flops, 2, False, "2 CPU cores")
-    assert plan_time.seconds_of(stage, speed, 2) == pytest.approx(1 / (2 * plan_time.EFFICIENCY))
+    found = make_plan(open_run(str(prepared)), 2)
+    teacher, student = found.stages
+    place = Place(2, 1, Device(1e9, "x"), here=True)
+    times = Times(place, {"student": student.flops_per_step / plan_time.EFFICIENCY}, {}, bandwidth=1e6)
+    assert times.seconds(teacher) is None and times.tokens_per_second(teacher) is None
+    assert times.seconds(student) == pytest.approx(0.5 + wire_bytes(student, 2) / 1e6)
+    assert times.seconds(student, 4) == pytest.approx(0.25 + wire_bytes(student, 4) / 1e6)
+    step = (Taken(3.0, 3.0, 0.0),)
+    times = replace(times, probed={"student": Probed(2, round(student.tokens_per_step / 2), step, ())})
+    assert times.seconds(student) == pytest.approx(3.0, rel=0.05)  # the ranks' own network is in it
+    assert times.seconds(student, 4) == pytest.approx(1.5 + wire_bytes(student, 4) / 1e6, rel=0.05)
+    shown = plan_time.time_table(found, times)
+    assert shown is not None and list(map(str, shown.columns[0].cells)) == ["student", "all"]
+    hours = [float(cell) for cell in shown.columns[5].cells]
+    assert hours == pytest.approx([2 * 3.0 * 2 / 3600] * 2, rel=0.05)  # two steps on two devices
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_stage_is_traced_and_the_run_left_alone(prepared: Path, tmp_path: Path
     assert sorted(path for path in config.folder.rglob("*")) == before
     trace = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
     track = [event["name"] for event in trace["traceEvents"] if event.get("cat") == "part"]
-    assert set(track) == set(PARTS)
+    assert set(track) == set(PARTS)  # "communication": the counts
     assert track.count("data") == 2 and track.count("teacher") == track.count("backward") >= 2
     assert {"step 2", "step 3", "aten::addmm"} <= {event.get("name") for event in trace["traceEvents"]}
     text = out.getvalue()

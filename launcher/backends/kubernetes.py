@@ -13,7 +13,7 @@ from configs.cluster import KubernetesCluster
 from configs.errors import ConfigError, LaunchError, output_error
 from launcher import manifests
 from launcher.agent import POLL_SECONDS, Asked
-from launcher.backends.base import BACKENDS, Backend
+from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import Job, write_private
 from launcher.signals import Stopped
 from launcher.verdict import read_verdict
@@ -48,8 +48,8 @@ class Kubernetes(Backend):
         return self.cluster.processes or wanted or self.cluster.resources.gpus or 1
 
     def describe(self, job: Job) -> str:
-        objects = self._manifests(job)
-        return f"# {job.place / 'job.json'}\n# {shlex.join(self._apply())} <<'END'\n{manifests.to_yaml(objects)}# END"
+        text = manifests.to_yaml(self._manifests(job))
+        return f"{comment(job.place / 'job.json')}\n# {shlex.join(self._apply())} <<'END'\n{text}# END"
 
     def run(self, job: Job) -> None:
         text = manifests.to_yaml(self._manifests(job))

@@ -17,6 +17,7 @@ import pytest
 from launcher.launch import prepare_data
 from launcher.runfile import open_prep
 from tests.launcher.conftest import write_run
+from tests.launcher.strings import make
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(300)]
 
@@ -34,7 +35,7 @@ MANY = ["stages.0.training.steps=400", "stages.0.training.checkpoint_every=20"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("mpirun") is None:
+    if shutil.which("mpirun") is None:  # a laptop may lack it; with CI=true a skip fails (tests/conftest.py)
         pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
     folder = tmp_path_factory.mktemp("mpi") / "a b'c"
     folder.mkdir()
@@ -111,3 +112,10 @@ def test_a_killed_rank_is_named_and_69(place: Path, stopped: list[subprocess.Pop
     assert process.returncode == 69, said
     assert "Rank 1 of 2 on" in said and "it was killed by SIGKILL" in said
     assert not ranks(place, "killed")
+
+
+def test_any_string_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path, "a b'c; $(touch x)", monkeypatch, {"kind": "mpi", "nodes": 2, "interface": "lo"})
+    made.backend.run(made.job)
+    made.check()
+    assert not [folder for folder in (Path(), Path("/"), Path.home()) if (folder / "x").exists()]

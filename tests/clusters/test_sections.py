@@ -21,7 +21,7 @@ import pytest
 
 from launcher.pulses import FACTS, HEAD, SIZE
 from tests.clusters.conftest import Launched, cluster_file, figure, launch, until
-from tests.clusters.hosts import Network, variables
+from tests.clusters.hosts import Host, Network, variables
 from tests.launcher.conftest import write_run
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(900)]
@@ -96,6 +96,8 @@ def test_a_rank_in_each_section(running: Launched) -> None:
     for number, (section, deed) in enumerate(DEEDS):
         rank = second_rank(running, seen)
         step = rank.stop_in(section)
+        if section == "backward":  # the ranks have met: no port of theirs, or of agents, is open to other networks
+            assert [listening(host) for host in running.net.hosts] == [{host.address} for host in running.net.hosts]
         began = time.monotonic()
         if deed == signal.SIGKILL:
             os.kill(rank.pid, deed)
@@ -126,21 +128,7 @@ def verdicts(made: Launched) -> list[dict[str, object]]:
     return found
 
 
-def test_ranks_listen_on_their_own_address_alone(running: Launched) -> None:
-    """The ranks' store, gloo, and the agents' line: each on the address that the hosts share, none for all."""
-    until(lambda: len(running.pids()) == 2 and steps(running) > 0, "steps", 240)
-    for host in running.net.hosts:
-        said = subprocess.run(host.inside("ss", "-Hltn"), capture_output=True, text=True, check=True).stdout
-        listening = [line.split()[3].rpartition(":")[0] for line in said.splitlines()]
-        figure("listening", host=host.name, sockets=len(listening), addresses=sorted(set(listening)))
-        assert set(listening) == {host.address}  # sshd's, too
-    running.process.terminate()
-    status, text = running.output()
-    assert status == 75, text
-
-
-def steps(made: Launched) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        facts = json.loads((made.folder / "logs" / "progress.json").read_text())
-        return int(facts.get("step") or 0) if facts.get("stage") == "student" else 0
-    return 0
+def listening(host: Host) -> set[str]:
+    """Addresses of all listening sockets of a host: of ranks (their store, gloo), agents, and sshd."""
+    said = subprocess.run(host.inside("ss", "-Hltn"), capture_output=True, text=True, check=True).stdout
+    return {line.split()[3].rpartition(":")[0] for line in said.splitlines()}

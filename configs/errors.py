@@ -8,6 +8,7 @@ anything else that escapes is a defect of ours and ends with 70 and a traceback 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,30 @@ class OutputError(ZhengliuError):
     """A folder that cannot be written, or a full disk."""
 
     exit_code = 74
+
+
+OF_THE_DISK = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS})
+"""Whatever file it was: the disk is full, broken, or cannot be written."""
+
+
+def explained(error: BaseException) -> ZhengliuError | None:
+    """What an error means to the user, with its exit status; None: a defect of ours."""
+    if isinstance(error, ZhengliuError):
+        return error
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return output_error(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file", error)
+    if isinstance(error, MemoryError):
+        return out_of_memory(str(error))
+    return None
+
+
+def out_of_memory(what: str) -> ConfigError:
+    """Settings that ask for more memory than there is."""
+    said = f" ({what.strip().splitlines()[0].rstrip('.')})" if what.strip() else ""
+    return ConfigError(
+        f"There is not enough memory{said}. Lower training.micro_batch_tokens, launch.processes or data.workers; "
+        "`distill plan` says what is needed."
+    )
 
 
 def output_error(path: Path | str, error: OSError) -> OutputError:

@@ -163,6 +163,8 @@ def unshared(node: Any) -> Any:
     """A copy in which YAML aliases are separate values: an override of one must not change the others."""
     if isinstance(node, dict):
         return {key: unshared(value) for key, value in node.items()}
+    if isinstance(node, str) and "\0" in node:
+        raise ValueError(f"{node[:80]!r} holds a NUL, which no path, argument or environment variable can")
     return [unshared(item) for item in node] if isinstance(node, list) else node
 
 
@@ -299,4 +301,17 @@ def differences(before: Any, after: Any, at: str = "") -> list[str]:
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved config as YAML that :func:`load` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    facts = config.model_dump(mode="json")
+    return yaml.dump(facts, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts with line breaks of Unicode, which are otherwise written as they are, and read as spaces."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    breaks = set("\r\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if breaks.intersection(text) else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -14,8 +14,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from configs.errors import OutputError, output_error
+
 ASIDE = ".tmp-"
 TRIES = 10
+
+
+def private_folder(folder: Path) -> None:
+    """Make a run's folder, for its owner alone; rights of one that is there already stay as they are.
+
+    Raises:
+        OutputError: it cannot be made, or is a symbolic link: who can put one there decides what is written over.
+    """
+    try:
+        if folder.is_symlink():
+            raise OutputError(
+                f"{folder} is a symbolic link, to {os.readlink(folder)}. A run writes only into a folder of its own: "
+                "name the folder itself with `output=...` and `name=...`."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def aside_of(final: Path) -> Path:

@@ -173,6 +173,7 @@ class Split:
         masking, tokenizer = manifest["masking"], manifest["tokenizer"]
         self._masking = MaskConfig(**{k: v for k, v in masking.items() if k in MaskConfig.model_fields})
         self._seed: int = masking["seed"]
+        self.vocab_size: int = tokenizer["vocab_size"]
         self._rule = mask_rule(self._masking, name, tokenizer["special_ids"], tokenizer["vocab_size"], counts, words)
         self._marks = (int(tokenizer["special_ids"]["cls"]), int(tokenizer["special_ids"]["sep"]))
         self.name = name

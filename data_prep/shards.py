@@ -236,7 +236,7 @@ def read_manifest(folder: Path, name: str = "manifest.json") -> dict[str, Any]:
             f"{folder} holds no prepared data (there is no {path.name}). Run `distill prep` first, or name the right "
             "folder in data.folder."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}). Delete {folder} and run `distill prep` again.") from None
     if version != FORMAT:
         raise DataError(f"{path} has format {version}, this version reads {FORMAT}. Run `distill prep` again.")

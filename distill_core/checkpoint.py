@@ -132,13 +132,15 @@ def _trouble(candidate: Path) -> str | None:
         manifest = json.loads((candidate / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        if set(manifest["files"]) != set(FILES):
+            return f"its manifest does not name {', '.join(FILES)}"
         for name, facts in manifest["files"].items():
             size = (candidate / name).stat().st_size
             if size != facts["bytes"]:
                 return f"{name} has {size} bytes instead of {facts['bytes']}"
             if file_hash(candidate / name) != facts["xxh3"]:
                 return f"{name} does not have the content it was written with"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -157,8 +157,14 @@ class CorpusSource:
         return self.split.lengths(index)
 
     def batch(self, index: Ints, epochs: Ints, kernel: Kernel) -> Batch:
-        """The masked batch of the sequences ``index`` (in this order); epoch e sees mask view e."""
+        """The masked batch of the sequences ``index`` (in this order); epoch e sees mask view e.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
         masked = self.split.masked(index, epochs, self.buffers)
+        for ids in (masked.ids.view(np.uint32), masked.labels):
+            check_ids(ids, self.split.vocab_size)
         lengths = np.diff(masked.offsets)
         names, sampled = masked.sequence_ids, None
         if self.sampled is not None:
@@ -175,6 +181,17 @@ class CorpusSource:
             sampled=sampled,
             order=None if masked.order is None else ours(masked.order),
             sequence_ids=names,
+        )
+
+
+def check_ids(ids: NDArray[np.integer], vocab_size: int) -> None:
+    """Raise DataError when there is an id beyond the vocabulary: a model would read what lies behind its table."""
+    largest = int(ids.max(initial=0))
+    if largest >= vocab_size:
+        raise DataError(
+            f"A shard holds the token id {largest}, but the vocabulary has {vocab_size} entries. `distill data verify` "
+            "lists damaged files; delete their shard folders and the manifest.json of the data folder and run "
+            "`distill prep`, which makes them anew."
         )
 
 

@@ -33,7 +33,7 @@ def model_card(outcome: Outcome, stage: StageOutcome) -> ModelCard:
     chain = outcome.models[: names.index(stage.name) + 1] if stage.name in names else outcome.models
     model, first = chain[-1] if chain else None, chain[0] if chain else None
     task = next((found for found in outcome.tasks if found.name == stage.name), None)
-    environment = Environment(
+    environment = Environment(  # noqa: S701  # Markdown, not HTML
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("model_card.md.j2").render(

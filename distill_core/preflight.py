@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from configs.errors import ConfigError, DataError, OutputError, output_error
+from data_prep.atomic import private_folder
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 from distill_core.cache import why_not
@@ -161,8 +162,8 @@ def check_cut(config: RunConfig, index: int, world_size: int, who: str) -> None:
 def check_writable(folder: Path) -> None:
     """Raise OutputError unless files can be made in ``folder`` (which is created)."""
     probe = folder / f".probe-{uuid.uuid4().hex}"
+    private_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from configs.errors import ConfigError, Requeue, ZhengliuError
+import torch
+import torch.distributed as dist
+
+from configs.errors import ConfigError, LaunchError, Requeue, ZhengliuError, explained, out_of_memory
 from configs.loader import load
 from data_prep.corpus import Corpus
 from distill_core.beside import groups
@@ -103,8 +106,26 @@ def rank_program(folder: Path, work: Callable[[], None]) -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        note_failure(note, current_stage.name, error, 70)
-        return 70
+        known = explained(error) or of_torch(error)
+        note_failure(note, current_stage.name, known or error, 70 if known is None else known.exit_code)
+        return 70 if known is None else known.exit_code
+
+
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+"""How gloo says that another rank, or the network, is gone; it has no class of errors of its own."""
+
+
+def of_torch(error: Exception) -> ZhengliuError | None:
+    """What an error of torch's means to the user; None: a defect of ours."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
+        return out_of_memory(text)
+    if isinstance(error, dist.DistError) or ("gloo" in text and any(words in text for words in BROKEN)):
+        said = (text.strip().splitlines() or [type(error).__name__])[0]
+        return LaunchError(
+            f"The connection to another rank broke ({said}). The run continues from its last checkpoint."
+        )
+    return None
 
 
 def leave(status: int) -> NoReturn:

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import LaunchError, Requeue, output_error
+from configs.errors import LaunchError, OutputError, Requeue, explained, output_error
 from launcher import network, ranks
 from launcher.council import Chief, Council, Member, Report
 from launcher.job import Job, rank_environment
 from launcher.link import Hub, Spoke
-from launcher.pulses import PulseFile
+from launcher.pulses import PulseFile, Whereabouts
 from launcher.signals import Stopped
 from launcher.verdict import Verdict
 from launcher.watch import Watch
@@ -46,10 +46,15 @@ def run(job: Job, node: int = 0, show: bool = True) -> None:
     with agent.asked.heeded():
         try:
             verdict = agent.carry_through(show and node == 0)
+        except Exception as error:
+            agent.tell(error)
+            raise
         finally:
             agent.end()
     if node == 0 and job.place.is_dir():
-        verdict.save(job.place)
+        # On a full disk a failure stays what it is; a run whose end nobody can read is not done.
+        with contextlib.suppress(OutputError) if verdict.kind != "done" else contextlib.nullcontext():
+            verdict.save(job.place)
     if agent.asked.interrupted is not None and verdict.kind == "stopped":
         raise Stopped(agent.asked.interrupted)
     verdict.raise_unless_done()
@@ -191,6 +196,14 @@ class Agent:
         if self._stop_words is None and time.monotonic() - self._launcher[1] > self.job.timeouts.node:
             self._stop_words = LOST_LAUNCHER
         return self._stop_words
+
+    def tell(self, error: Exception) -> None:
+        """Node 0, why this node leaves: it would be taken for lost."""
+        if isinstance(self.council, Member):
+            known = explained(error)
+            message = f"{type(error).__name__}: {error}" if known is None else str(known)
+            code = ranks.DEFECT if known is None else known.exit_code
+            self.council.tell(ranks.Failure(None, self.host, 0.0, 0, Whereabouts(section=""), message, code))
 
     # ------------------------------------------------------------ meeting the other nodes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from configs.errors import Requeue, ZhengliuError
+from configs.errors import Requeue, explained
 from launcher.signals import Stopped, stop_signals
 
 USAGE, BUG = 64, 70
@@ -313,6 +314,8 @@ def _show(what: object) -> None:
 
 def main() -> NoReturn:
     """The console script: 0 done, 64 usage, an error's own status, 128 + signal, 70 a defect of ours."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of a path that are no text are printed as they are
+        sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(status_of(lambda: app(prog_name="distill")))
 
 
@@ -325,9 +328,6 @@ def status_of(command: Callable[[], object]) -> int:
     except SystemExit as end:  # typer has printed its usage message already; its number for that is 2
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         return USAGE if code == 2 else code
-    except ZhengliuError as error:
-        _complain(str(error))
-        return error.exit_code
     except Stopped as stopped:
         _complain(f"Stopped by {stopped}. The same command continues where it stopped.")
         return stopped.exit_code
@@ -335,8 +335,9 @@ def status_of(command: Callable[[], object]) -> int:
         _complain("Interrupted.")
         return 130
     except Exception as error:
-        _complain(_crash(error))
-        return BUG
+        known = explained(error)
+        _complain(_crash(error) if known is None else str(known))
+        return BUG if known is None else known.exit_code
 
 
 def _complain(message: str) -> None:

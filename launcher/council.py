@@ -116,6 +116,9 @@ class Chief:
                 self._gone.add(node)
                 continue
             self._heard[node] = now
+            if "left" in message:
+                self._note(Failure.from_json(message["left"]), now)
+                continue
             if "statuses" in message:
                 self._reports[node] = Report.from_json(message)
             self._hosts[node] = message["host"]
@@ -164,7 +167,8 @@ class Chief:
         silent = {
             node: now - heard
             for node, heard in self._heard.items()
-            if node in self._gone or now - heard > self._job.timeouts.node
+            if (node in self._gone or now - heard > self._job.timeouts.node)
+            and self._hosts[node] not in self._failed  # it has said why
         }
         if not silent:
             return None
@@ -225,6 +229,10 @@ class Member:
             failure = lost_node(self._chief, now - self._heard, list(own.places.values()))
             return Verdict.failure(failure, self._job)
         return None
+
+    def tell(self, failure: Failure) -> None:
+        """That this node leaves, and why."""
+        self._spoke.line.send({"left": failure.to_json()})
 
     def close(self) -> None:
         self._spoke.close()

@@ -23,6 +23,7 @@ from configs.errors import LaunchError
 from launcher import link
 from launcher.agent import POLL_SECONDS, Asked
 from launcher.job import Job, write_private
+from launcher.ranks import PEER_LOST, STATUSES
 from launcher.signals import Stopped
 from launcher.verdict import Verdict, read_verdict
 from launcher.watch import Watch
@@ -97,12 +98,15 @@ class Beat:
 
     def _run(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk: the agents will say so
-                self.write()
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the agents will say so, and the next beat may get through
+            self.write()
 
     def ask_to_stop(self, why: str) -> None:
         self.stop = self.stop or why
-        self.write()
+        self._try_to_write()
 
     def write(self) -> None:
         with self._lock:
@@ -144,7 +148,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             beat.ask_to_stop(asked.who)
         if asked.at_once and not beat.at_once:
             beat.at_once = True
-            beat.write()
+            beat.ask_to_stop(str(asked.who))
         broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
         if broken and lost is None and verdict is None:
             lost = broken[0]
@@ -164,7 +168,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             if verdict is None and over and asked.at_once:
                 return Verdict.stopped(str(asked.who), complete=False)
             if verdict is None and over:
-                return Verdict("failed", _silence(lost, shells), LaunchError.exit_code, lost.name if lost else None)
+                return _silence(lost, shells)
         time.sleep(POLL_SECONDS)
 
 
@@ -191,12 +195,14 @@ def _final(verdict: Verdict, lost: Shell | None) -> Verdict:
     """A stop that we asked for because a shell had ended is that shell's failure."""
     if lost is None or verdict.kind != "stopped":
         return verdict
-    return Verdict("failed", _silence(lost, [lost]), LaunchError.exit_code, lost.name)
+    return _silence(lost, [lost])
 
 
-def _silence(lost: Shell | None, shells: Sequence[Shell]) -> str:
+def _silence(lost: Shell | None, shells: Sequence[Shell]) -> Verdict:
+    """Of a shell that ended without a verdict. A status of ours says why no word could be written (a full disk)."""
     shell = lost or shells[0]
-    words = shell.last_words()
+    words, status = shell.last_words(), shell.process.poll()
     said = f" It said:\n{words}" if words else ""
-    ended = f"`{shell.program}` ended with status {shell.process.poll()}"
-    return f"{shell.name}: {ended}, and its agent without a word.{said}"
+    message = f"{shell.name}: `{shell.program}` ended with status {status}, and its agent without a word.{said}"
+    code = status if status in STATUSES else PEER_LOST
+    return Verdict("failed", message, code, lost.name if lost else None)

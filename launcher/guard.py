@@ -23,7 +23,7 @@ def main() -> None:
     if os.getppid() != parent:  # the parent died before we could ask
         sys.exit(1)
     try:
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606  # no shell
     except OSError as error:
         sys.exit(f"{command[0]} cannot be started: {error.strerror}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.cluster import Timeouts
-from configs.errors import LaunchError, output_error
+from configs.errors import ConfigError, LaunchError, output_error
 from launcher import devices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +63,15 @@ class Job:
     """And of those that must have ended, well or not."""
     hidden: Sequence[str] = ()
     """Names of variables whose values are shown nowhere."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: a text that no process can be given."""
+        _check_text("The run folder", str(self.folder))
+        for number, word in enumerate(self.command):
+            _check_text(f"Word {number} of the command", word)
+        for name, value in self.environment.items():
+            _check_text(f"The name of the environment variable {name!r}", name)
+            _check_text(f"The environment variable {name}", value, show=False)
 
     @property
     def world_size(self) -> int:
@@ -124,7 +133,7 @@ class Job:
     def open(cls, path: Path) -> Job:
         """Raises LaunchError: the file is not there, or is none."""
         try:
-            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
             timeouts = Timeouts(**facts.pop("timeouts"))
             job = cls(**{**facts, "folder": Path(facts["folder"])}, timeouts=timeouts)
             return job.with_nodes(hosts, job.mark) if (hosts := _hosts_of(path)) else job
@@ -153,13 +162,31 @@ def _hosts_of(path: Path) -> list[str]:
         return []
 
 
+def _check_text(what: str, text: str, show: bool = True) -> None:
+    """``show``: whether a message may hold the text."""
+    said = f", {text[:80]!r}," if show else ""
+    if "\0" in text:
+        raise ConfigError(f"{what}{said} holds a NUL, which no process can be given. Take it out.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what}{said} cannot be said in this machine's encoding, {error.encoding}. Take out the character at "
+            f"place {error.start}, or set LANG to a UTF-8 locale."
+        ) from None
+
+
 def write_private(path: Path, text: str) -> None:
-    """As a whole, and readable for this user alone."""
+    """As a whole, and readable for this user alone. Bytes of a path or variable that are no UTF-8 stay as they are."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(aside, path)
+    try:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def passed_on(base: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Line:
                 self._rest += data
             line, self._rest = self._rest.split(b"\n", 1)
             message = json.loads(line)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return message if isinstance(message, dict) else None
 
@@ -107,7 +107,7 @@ class Hub:
     def _serve(self, connection: socket.socket) -> None:
         line = Line(connection)
         hello = line.receive(GREETING_SECONDS)
-        if hello is None or not hmac.compare_digest(str(hello.get("token")), self._token):
+        if hello is None or not hmac.compare_digest(str(hello.get("token")).encode(), self._token.encode()):
             line.close()
             return
         node = int(hello["node"])

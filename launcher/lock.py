@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.errors import LaunchError, output_error
+from data_prep.atomic import private_folder
 
 
 @contextlib.contextmanager
@@ -23,8 +24,8 @@ def folder_lock(folder: Path, patience: float = 0.0) -> Iterator[None]:
         LaunchError: when another process holds it.
     """
     path = folder / ".run.lock"
+    private_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise output_error(path, error) from error

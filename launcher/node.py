@@ -13,12 +13,13 @@ import contextlib
 import os
 import socket
 import sys
+import traceback
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script, the folder of this file is on the path instead of the project
-    sys.path[0:1] = [str(Path(__file__).resolve().parent.parent)]
+if __name__ == "__main__":  # as a script, the folder of this file (not with -P) is on the path instead of the project
+    sys.path[: int(not sys.flags.safe_path)] = [str(Path(__file__).resolve().parent.parent)]
 
-from configs.errors import LaunchError, Requeue, ZhengliuError
+from configs.errors import LaunchError, OutputError, Requeue, ZhengliuError, explained
 from launcher import agent
 from launcher.job import Job
 from launcher.lock import folder_lock
@@ -27,7 +28,7 @@ from launcher.verdict import Kind, Verdict, forget, read_verdict
 
 
 def encoded(path: Path) -> str:
-    return base64.urlsafe_b64encode(str(path.resolve()).encode()).decode()
+    return base64.urlsafe_b64encode(os.fsencode(path.resolve())).decode()
 
 
 def node_number(words: str) -> int:
@@ -45,10 +46,20 @@ def take_part(job: Job, node: int, show: bool) -> None:
         # Where no launcher stays that holds the run folder, the first node does; the launcher may just be leaving.
         with folder_lock(job.folder, patience=20) if job.scheduled and node == 0 else contextlib.nullcontext():
             agent.run(job, node, show)
-    except ZhengliuError as error:
+    except Exception as caught:
+        error = explained(caught) or _defect(caught)
         kind: Kind = "stopped" if isinstance(error, Requeue) else "failed"
-        Verdict(kind, str(error), error.exit_code, getattr(error, "host", None)).save(job.place, node)
-        raise
+        with contextlib.suppress(OutputError):  # a full disk is already the message; the exit status says it, too
+            Verdict(kind, str(error), error.exit_code, getattr(error, "host", None)).save(job.place, node)
+        raise error from None
+
+
+def _defect(error: Exception) -> ZhengliuError:
+    traceback.print_exception(error)
+    return ZhengliuError(
+        f"{socket.gethostname()}: this is a defect of distill's agent: {type(error).__name__}: {error}. Please report "
+        "it with the traceback that it printed."
+    )
 
 
 def outcome(job: Job) -> Verdict:
@@ -69,7 +80,7 @@ def main() -> int:
     )
     # DeepSpeed's launcher adds an option of its own to every program.
     arguments, _ = parser.parse_known_args()
-    path = Path(base64.urlsafe_b64decode(arguments.job).decode())
+    path = Path(os.fsdecode(base64.urlsafe_b64decode(arguments.job)))
     try:
         job = Job.open(path)
         if arguments.outcome:

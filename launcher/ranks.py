@@ -22,6 +22,9 @@ from launcher.pulses import PulseFile, Whereabouts
 LAST_LINES = 15
 PEER_LOST = 69
 REQUEUE = 75
+DEFECT = 70
+STATUSES = (64, 65, PEER_LOST, DEFECT, 74)
+"""Of ranks that failed; any other one (1 of an import that failed, say) is a defect."""
 # Signals that end a process by no fault of its peers. Its sockets close, and its peers complain, a moment before
 # the kernel reports its end; so such an end counts as this much earlier than it was seen.
 PRIMARY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -142,7 +145,7 @@ def failure_of(one: Started, logs: Path, host: str) -> Failure | None:
     fine = one.stopped or one.status in (0, REQUEUE) or (one.asked and one.status in ASKED)
     if one.status is None or (not facts and fine):
         return None
-    status = one.status or 70
+    status = one.status or DEFECT
     when = float(facts.get("time") or one.ended)
     if not facts and status < 0 and -status in PRIMARY:
         when -= PRIMARY_HEAD_START
@@ -150,6 +153,7 @@ def failure_of(one: Started, logs: Path, host: str) -> Failure | None:
     if facts.get("stage"):
         where = Whereabouts(str(facts["stage"]), where.step, where.section)
     code = PEER_LOST if status < 0 else int(facts.get("exit_code") or status)
+    code = code if code in STATUSES else DEFECT
     lines = last_lines(one.log, one.began_at)
     message = _what(status, code, facts, where.section)
     return Failure(one.rank, host, time.time() - when, status, where, message, code, str(one.log), lines)
@@ -191,7 +195,7 @@ def last_lines(log: Path, began_at: int, count: int = LAST_LINES) -> list[str]:
 def _what(status: int, exit_code: int, facts: Mapping[str, Any], section: str) -> str:
     lower = "data.workers" if section == "prepare" else "training.micro_batch_tokens or launch.processes"
     if facts:
-        known = f"{facts.get('kind', 'Error')}: " if exit_code == 70 else ""
+        known = f"{facts.get('kind', 'Error')}: " if exit_code == DEFECT else ""
         return f"{known}{facts.get('message', '')}"
     if status >= 0:
         return f"it ended with status {status}."

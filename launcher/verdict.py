@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import LaunchError, Requeue
+from configs.errors import LaunchError, Requeue, output_error
 from launcher.job import Job, write_private
 from launcher.ranks import REQUEUE, Failure
 
@@ -57,8 +57,16 @@ class Verdict:
         raise error
 
     def save(self, folder: Path, node: int | None = None) -> None:
-        """``node`` None: what node 0 decided for all; else what this node saw."""
-        write_private(folder / (FILE if node is None else f"node-{node}.json"), json.dumps(self.to_json()))
+        """``node`` None: what node 0 decided for all; else what this node saw.
+
+        Raises:
+            OutputError: the run folder cannot be written.
+        """
+        path = folder / (FILE if node is None else f"node-{node}.json")
+        try:
+            write_private(path, json.dumps(self.to_json()))
+        except OSError as error:
+            raise output_error(path, error) from error
 
 
 def forget(folder: Path, node: int) -> None:

@@ -53,9 +53,12 @@ evaluation:
 """
 
 
+CANARY = "canary-52c1e8"
+
+
 def distill(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launcher.cli", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HF_TOKEN": CANARY, "API_KEY": CANARY}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -114,6 +117,13 @@ def test_tensorboard_has_every_curve(whole: Path) -> None:
     assert {"config/text_summary", "masked samples/text_summary", "useful FLOPs/text_summary"} <= set(
         read.Tags()["tensors"]
     )
+
+
+def test_no_secret_is_written_anywhere(whole: Path) -> None:
+    """Logs, curves, checkpoints, reports, the exported model."""
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_the_student_loads_in_transformers(whole: Path) -> None:

@@ -89,7 +89,7 @@ def load_tokenizer(model: Path | str, vocab_size: int) -> Any:
             "model's tokenizer into it."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the tokenizers package raises plain Exceptions for damaged files
         raise DataError(f"The tokenizer of {source} cannot be loaded: {error}. Copy it there again.") from None
     if tokenizer.mask_token_id is None:

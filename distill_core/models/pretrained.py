@@ -72,7 +72,7 @@ def read_config(source: str, who: str, weights: bool = True) -> EncoderConfig:
     elif source.startswith((".", "/", "~")):
         raise DataError(f"{who}: there is no folder {source}.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{who}: {source!r} is neither an earlier stage, nor a local folder, nor a model that could be "
@@ -143,7 +143,10 @@ def read_weights(cls: Any, source: str, who: str) -> tuple[Any, set[str]]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is said here
     try:
-        model, info = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        # Of what a config.json may name as its attention, nothing is loaded: this model only brings weights.
+        model, info = cls.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+        )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise DataError(
             f"{who}: the weights of {source} cannot be loaded: {_first_line(error)} Fetch or write them again."

@@ -96,7 +96,7 @@ def check_head(source: str, kind: TaskKind, labels: list[str], who: str) -> list
     """
     from transformers import AutoConfig
 
-    facts = AutoConfig.from_pretrained(source)
+    facts = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if task_kind_of(source) != ENDINGS[kind]:
         raise DataError(f"{who}: {source} has no head for a task of kind {kind}. {_FINETUNE}")
     names = [str(facts.id2label[number]) for number in sorted(facts.id2label)]

@@ -84,4 +84,9 @@ class Backend(ABC):
         """
 
 
+def comment(text: object) -> str:
+    """``text`` behind ``#``, also where a path goes over several lines."""
+    return "\n".join(f"# {line}" for line in str(text).split("\n"))
+
+
 BACKENDS: Registry[type[Backend]] = Registry("launch backend")

@@ -13,7 +13,7 @@ from configs.cluster import HostsCluster
 from configs.errors import ConfigError, LaunchError
 from launcher import hosts as names
 from launcher import shared
-from launcher.backends.base import BACKENDS, Backend
+from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.follow import Beat, Shell, follow
 from launcher.job import ROOT, Job, write_private
 from launcher.node import encoded
@@ -128,12 +128,12 @@ class Hosts(Backend):
     # ------------------------------------------------------------ start
 
     def describe(self, job: Job) -> str:
-        lines = [f"# {job.place / 'job.json'}", job.shown()]
+        lines = [comment(job.place / "job.json"), job.shown()]
         front = ""
         if self.cluster.runner == "deepspeed":
             told = [f"{name}={shlex.quote(value)}" for name, value in self._told().items()]
             kept = [f'{name}="${name}"' for name in KEPT if name in os.environ]
-            lines += [f"# {job.place / 'hostfile'}:", *(f"#   {line}" for line in self._hostfile(job).splitlines())]
+            lines.append(comment("\n  ".join([f"{job.place / 'hostfile'}:", *self._hostfile(job).splitlines()])))
             front = f"cd / && env -i {' '.join([*kept, *told])} "
         return "\n".join([*lines, *(front + shlex.join(words) for _, words in self.commands(job))])
 

@@ -13,7 +13,7 @@ from configs.cluster import KubernetesCluster
 from configs.errors import ConfigError, LaunchError, output_error
 from launcher import manifests
 from launcher.agent import POLL_SECONDS, Asked
-from launcher.backends.base import BACKENDS, Backend
+from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import Job, write_private
 from launcher.signals import Stopped
 from launcher.verdict import read_verdict
@@ -57,7 +57,7 @@ class Kubernetes(Backend):
 
     def describe(self, job: Job) -> str:
         objects = self._manifests(job)
-        said = f"# {job.place / 'job.json'}\n{self._held(job).shown()}"
+        said = f"{comment(job.place / 'job.json')}\n{self._held(job).shown()}"
         return f"{said}\n# {shlex.join(self._apply())} <<'END'\n{manifests.to_yaml(objects)}# END"
 
     def run(self, job: Job) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.cluster import MpiCluster
 from launcher import hosts as names
-from launcher.backends.base import BACKENDS, Backend
+from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.follow import Beat, Shell, follow
 from launcher.job import ROOT, Job
 from launcher.node import encoded
@@ -59,7 +59,7 @@ class Mpi(Backend):
         return [cluster.mpirun, "-np", count, *where, *how, *cluster.options, *agent]
 
     def describe(self, job: Job) -> str:
-        return f"# {job.place / 'job.json'}\n{job.shown()}\n\n{shlex.join(self.command(job))}"
+        return f"{comment(job.place / 'job.json')}\n{job.shown()}\n\n{shlex.join(self.command(job))}"
 
     def run(self, job: Job) -> None:
         job.save()

@@ -15,7 +15,7 @@ import sys
 
 from configs.cluster import SlurmCluster
 from configs.errors import LaunchError, output_error
-from launcher.backends.base import BACKENDS, Backend
+from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import HOSTS, ROOT, Job, write_private
 from launcher.node import encoded
 
@@ -129,7 +129,7 @@ class Slurm(Backend):
 
     def describe(self, job: Job) -> str:
         files = {"job.json": job.shown(), "slurm.sh": self.script(job)}
-        shown = [f"# {job.place.resolve() / name}\n{text.rstrip()}\n" for name, text in files.items()]
+        shown = [f"{comment(job.place.resolve() / name)}\n{text.rstrip()}\n" for name, text in files.items()]
         return "\n".join([*shown, shlex.join(self.command(job))])
 
     def run(self, job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -83,6 +84,8 @@ def test_prep_runs_without_torch(run_file: Path) -> None:
     [
         (ConfigError("one [bold]paragraph[/bold]"), 64, "distill: one [bold]paragraph[/bold]\n"),
         (DataError("data"), 65, "distill: data\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 74, "Cannot write /x/y: No space left on device."),
+        (MemoryError(), 64, "There is not enough memory."),
         (Stopped(signal.SIGTERM), 143, "Stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "Interrupted"),
         (SystemExit(3), 3, ""),

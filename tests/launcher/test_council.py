@@ -208,3 +208,19 @@ def test_news_are_sent_at_once_and_nothing_else_more_often_than_needed(clock: Cl
     clock.now += council.REPORT_SECONDS + 0.01
     member.hear(report("b", 2, None, -9))
     assert len(line.sent) == 3
+
+
+def test_a_node_that_says_why_it_leaves_is_not_taken_for_lost(clock: Clock, line: FakeLine, job: Job) -> None:
+    chief = Chief(job, line)  # type: ignore[arg-type]
+    theirs(line, report("b", 2, None, None))
+    assert chief.hear(report("a", 0, None, None)) is None
+    why = Failure(None, "b", 0.0, 0, Whereabouts(section=""), "Cannot write /x: the disk is full.", 74)
+    Member(job, line, "a").tell(why)  # type: ignore[arg-type]
+    line.inbox.put((1, line.sent.pop()))
+    line.inbox.put((1, {"gone": True}))
+    assert chief.hear(report("a", 0, None, None)) is None
+    clock.now += TIMEOUTS.peer_grace + 0.1
+    verdict = chief.hear(report("a", 0, None, None))
+    assert verdict is not None
+    assert (verdict.kind, verdict.exit_code, verdict.host) == ("failed", 74, "b")
+    assert "Node b failed first: Cannot write /x" in verdict.message

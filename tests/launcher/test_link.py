@@ -52,7 +52,16 @@ def test_only_the_owner_reads_the_token(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [b'{"token": "0000", "node": 1}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"node": 1}\n']
+    "words",
+    [
+        b'{"token": "0000", "node": 1}\n',
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[]\n",
+        b'{"node": 1}\n',
+        b'{"token": "\\u00e9"}\n',
+        b"[" * 100_000 + b"\n",
+        b"\x80\x04\x95\n",
+    ],
 )
 def test_a_stranger_is_turned_away(hub: Hub, tmp_path: Path, words: bytes) -> None:
     with socket.create_connection(("127.0.0.1", int(facts(tmp_path)["port"])), timeout=5) as stranger:

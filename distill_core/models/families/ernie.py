@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distill_core.models.config import EncoderConfig
 
 TASK_TYPES = "ernie.embeddings.task_type_embeddings.weight"
-TOKEN_TYPES = "ernie.embeddings.token_type_embeddings.weight"
+TOKEN_TYPES = "ernie.embeddings.token_type_embeddings.weight"  # noqa: S105
 
 
 class Ernie(Family):

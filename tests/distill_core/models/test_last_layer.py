@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest, Features
+from distill_core.models import layer
 from distill_core.models.config import BottleneckConfig, EncoderConfig
 from distill_core.models.encoder import Encoder
 
@@ -55,9 +56,9 @@ def widths(encoder: Encoder, wanted: FeatureRequest, where: Batch) -> tuple[Feat
     """The features, and how many rows the feed-forward network of each layer saw."""
     seen: list[int] = []
     hooks = []
-    for layer in encoder.bert.encoder.layer:
-        assert isinstance(layer.intermediate, torch.nn.Module)
-        hooks.append(layer.intermediate.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0]))))
+    for one in encoder.bert.encoder.layer:
+        assert isinstance(one.intermediate, torch.nn.Module)
+        hooks.append(one.intermediate.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0]))))
     found = encoder(where, wanted)
     for hook in hooks:
         hook.remove()
@@ -117,3 +118,16 @@ def test_a_batch_without_masked_rows_still_gives_every_parameter_a_gradient() ->
     found.logits["masked"].sum().backward()
     missing = [name for name, p in encoder.named_parameters() if p.grad is None and "pooler" not in name]
     assert missing == []
+
+
+def test_a_frozen_model_takes_few_rows_at_a_time_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, where = model("bert"), batch()
+    expected = encoder(where, request(hidden=[1, 3]))
+    monkeypatch.setattr(layer, "FROZEN_ROWS", 4)
+    with torch.no_grad():
+        found, seen = widths(encoder, request(hidden=[1, 3]), where)
+    assert seen == [4, 4, 2] * 3
+    for index in (1, 3):
+        torch.testing.assert_close(found.hidden[index], expected.hidden[index])
+    _, seen = widths(encoder, request(hidden=[1, 3]), where)
+    assert seen == [10] * 3  # what is trained keeps its rows together

@@ -18,7 +18,7 @@ from distill_core.features import Features
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.objective import Distillation, LossTerms, Objective, Teacher
-from distill_core.objectives import OBJECTIVES, logits
+from distill_core.objectives import OBJECTIVES, logits, strips
 from distill_core.objectives.fused import Part, chunks, fused, opened
 from tests.distill_core.objectives.streams import masked_stream
 
@@ -79,11 +79,11 @@ def plainly(module: Distillation, teachers: list[Teacher], batch: Batch) -> dict
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 256])
+@pytest.mark.parametrize(("chunk", "strip"), [(1, 1), (4, 2), (256, 5), (256, 256)])
 @pytest.mark.parametrize("shape", [{}, BOTTLENECK], ids=["tied", "extra columns"])
 @pytest.mark.parametrize("teachers", [1, 2])
 def test_all_terms_of_all_teachers_as_if_all_logits_were_there(
-    shape: dict[str, Any], chunk: int, teachers: int
+    shape: dict[str, Any], chunk: int, strip: int, teachers: int
 ) -> None:
     terms = [
         {"kind": "kd_kl", "positions": "all", "weight": 0.5},
@@ -94,7 +94,7 @@ def test_all_terms_of_all_teachers_as_if_all_logits_were_there(
     models = [encoder(1, 12), encoder(2, 6, **shape)][:teachers]
     module, taught = built(terms, encoder(0, **shape).double(), *(model.double() for model in models))
     batch = masked_stream(LENGTHS, V)
-    with patch.object(logits, "CHUNK", chunk):
+    with patch.object(logits, "CHUNK", chunk), patch.object(strips, "ENTRIES", strip * V):
         losses, found = gradients(module, taught, batch)
     wanted = plainly(module, taught, batch)
     assert found.keys() == wanted.keys() and {"student.cls.predictions.bias"} < found.keys()

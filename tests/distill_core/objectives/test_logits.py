@@ -16,7 +16,7 @@ from configs.errors import ConfigError
 from distill_core.batch import Batch
 from distill_core.features import Features, Rows
 from distill_core.models.attention import Kernel
-from distill_core.objectives import OBJECTIVES, logits
+from distill_core.objectives import OBJECTIVES, logits, strips
 from distill_core.objectives.base import Schedule, Term
 from tests.distill_core.objectives import reference
 from tests.distill_core.objectives.streams import (
@@ -113,7 +113,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     }
     fields |= {} if kind == "kd_mse" else {"temperature_squared": squared}
     mine, theirs = 2 * draw(seed, n, V), 2 * draw(seed + 1000, n, V)
-    with patch.object(logits, "CHUNK", chunk):
+    with patch.object(logits, "CHUNK", chunk), patch.object(strips, "ENTRIES", (chunk + 1) // 2 * V):
         term = build(kind, shape(4, vocab=V), shape(4, vocab=V), positions=positions, **fields)
         found, gradient = run(term, mine, theirs, batch)
     leaf = mine.clone().requires_grad_()

@@ -1,7 +1,8 @@
 """The program of one rank in test_plan_measured.py: real steps of a stage and those of the plan's probe, in turns.
 
-Usage: python plan_program.py FOLDER STAGE OUT ROUNDS, FOLDER as `rehearsal.rehearsed` makes it. OUT gets the peak memory
-after some real steps, before the probe has made anything; then the probe's rounds, and after each of them one real step.
+Usage: python plan_program.py FOLDER STAGE OUT ROUNDS, FOLDER as `rehearsal.rehearsed` makes it. OUT gets the peak
+memory after some real steps, before the probe has made anything; then the probe's rounds, and after each of them one
+real step.
 """
 
 from __future__ import annotations

@@ -36,18 +36,31 @@ def new_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def keep_mask(like: Tensor, p: float) -> Tensor:
-    """0 with probability ``p``, else 1, from torch's own generator.
-
-    Args:
-        like: whose shape and dtype (any floating one) the mask has; on the CPU.
-        p: from 0 to below 1, rounded to a multiple of 2^-16.
-    """
+@torch.library.custom_op("zhengliu::keep_mask", mutates_args=(), tags=torch.Tag.nondeterministic_seeded)
+def _keep_mask(like: Tensor, p: float) -> Tensor:
     draws = Draws(new_seed())
     if like.element_size() == 2:  # the bits of 1.0: no other conversion is as fast
         one = int(torch.ones((), dtype=like.dtype).view(torch.int16))
         return draws.kept(like.shape, p, one).view(like.dtype)
     return draws.kept(like.shape, p).to(like.dtype)
+
+
+@_keep_mask.register_fake
+def _(like: Tensor, p: float) -> Tensor:
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
+
+
+def keep_mask(like: Tensor, p: float) -> Tensor:
+    """0 with probability ``p``, else 1, from torch's own generator.
+
+    An operator of its own, since torch.compile and plans (on tensors without data) know nothing of numpy.
+
+    Args:
+        like: whose shape and dtype (any floating one) the mask has; on the CPU.
+        p: from 0 to below 1, rounded to a multiple of 2^-16.
+    """
+    mask: Tensor = _keep_mask(like.detach(), p)
+    return mask
 
 
 def zero_where(values: Tensor, kept: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from distill_core.models.dropout import Draws, Dropout, keep_mask, zero_where
 
@@ -82,3 +83,11 @@ def test_nothing_is_drawn_without_need() -> None:
     assert Dropout(0.0)(x) is x and Dropout(0.5).eval()(x) is x
     assert torch.equal(Dropout(0.5).eval().added(x, x), x + x)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_plans_see_its_memory() -> None:
+    with FakeTensorMode():
+        x = torch.empty(3, 4, dtype=torch.bfloat16, requires_grad=True)
+        found = Dropout(0.1).added(x, torch.empty(3, 4, dtype=torch.bfloat16))
+        found.sum().backward()
+        assert found.shape == (3, 4) and x.grad is not None and x.grad.dtype == torch.bfloat16

@@ -164,28 +164,35 @@ def costs_table(plan: Plan) -> Table:
     return table
 
 
+PARTS_OF_MEMORY = {
+    "total": "all",
+    "teacher": "teachers",
+    "weights": "student's weights",
+    "gradients": "gradients",
+    "optimizer": "fp32 masters, Adam",
+    "activations": "activations",
+    "logits": "logits",
+    "workspace": "kernels, loose heap",
+    "process": "Python, libraries",
+    "loading": "reading the teachers",
+}
+
+
 def memory_table(plan: Plan) -> Table:
-    """Bytes on one rank."""
-    heads = {"weights": "student", "gradients": "grads", "optimizer": "adam", "teacher": "teacher"}
-    heads |= {
-        "activations": "act.",
-        "logits": "logits",
-        "workspace": "work",
-        "process": "process",
-        "loading": "loading",
-    }
-    table = table_of("memory", "total", *heads.values())
-    for stage in plan.stages:
-        memory = stage.memory
-        values = [memory.total, *(getattr(memory, part) for part in heads)]
-        table.add_row(Text(stage.name), *(size(value) if value else "" for value in values))
-    table.caption = "on one rank; act., logits: alive at the peak of a micro-step, as simulated"
-    if not plan.stages[0].gpu:
-        table.caption += "; work: kernels, and what the heap holds besides; process: Python and its libraries; "
-        table.caption += "loading: while teachers are read"
+    """Bytes on one rank, by part; parts that no stage has are left out."""
+    memories = [stage.memory for stage in plan.stages]
+    table = table_of("memory of a rank", *(stage.name for stage in plan.stages))
+    for part, words in PARTS_OF_MEMORY.items():
+        values = [getattr(memory, part) for memory in memories]
+        if any(values):
+            table.add_row(words, *(size(value) if value else "" for value in values))
+    captions = ["activations, logits: alive at the peak of a micro-step, as simulated"]
+    if any(memory.loading for memory in memories):
+        captions.append("reading the teachers comes before all else but Python: the larger of the two counts")
     alone = [stage.name for stage in plan.stages if not stage.peak.complete]
     if alone:
-        table.caption += f"; without what the losses of {', '.join(alone)} take by themselves"
+        captions.append(f"without what the losses of {', '.join(alone)} take by themselves")
+    table.caption = "; ".join(captions)
     return table
 
 

@@ -72,7 +72,8 @@ def compared(config: RunConfig, names: list[str], folder: Path, rounds: int) -> 
     found = []
     for name in names:
         with rehearsed(config, name) as aside:
-            ranks.start(PROGRAM, world_size, str(aside.folder), name, str(folder / "found.json"), str(rounds))
+            words = (str(aside.folder), name, str(folder / "found.json"), str(rounds))
+            ranks.start(PROGRAM, world_size, *words, timeout=900)
         found.append((stages[name], json.loads((folder / "found.json").read_text(encoding="utf-8"))))
     return found
 
@@ -102,6 +103,7 @@ def table(name: str, found: list[tuple[StagePlan, dict[str, Any]]]) -> str:
 
 
 @pytest.mark.ranks
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["quickstart", "packed-128", "packed-512"])
 def test_a_plan_is_within_15_percent_of_what_is_measured(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

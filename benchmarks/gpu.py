@@ -195,10 +195,7 @@ def main() -> int:
             "Measured": record.measured([*alone, *beside], "s"),
             "Gradient against plain fp32 autograd, without dropout": record.numerics(checks),
         }
-        for name, text in parts.items():
-            print(f"\n{name}\n\n{text}", flush=True)
-        if given.record is not None:
-            record.append(given.record, "The distillation step on a GPU", "python -m benchmarks.gpu", parts)
+        record.publish(parts, given.record, "The distillation step on a GPU", "python -m benchmarks.gpu")
     return 0 if all(one.ok for one in checks) else 1
 
 

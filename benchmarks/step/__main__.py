@@ -1,4 +1,4 @@
-"""Our distillation step and published ones in one table: python -m benchmarks.step VOCABULARY FILES...
+"""Our distillation step and published ones in one table: python -m benchmarks.step [--vocabulary VOCAB.txt] [FILES...]
 
 All of them do the same work on the same text, in turns, step by step, in one process; figures are medians of ratios of
 processor seconds (GPU: of the wall). Nobody's data loading is measured but ours: peers get ready batches.
@@ -27,17 +27,20 @@ from benchmarks.step.ours import start_alone
 from benchmarks.step.text import prepared
 from distill_core.engine import Rank
 
+VOCABULARY = 21128
+"""Entries of BERT's Chinese one, and at most of one that is trained on the text."""
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("vocabulary", type=Path, help="vocab.txt")
-    parser.add_argument("files", nargs="+", help="text, JSON lines")
+    parser.add_argument("files", nargs="*", default=["builtin:sample"], help="text, JSON lines; default: our sample")
+    parser.add_argument("--vocabulary", type=Path, help="vocab.txt; default: one trained on the text")
     parser.add_argument("--tinybert", type=Path, help="checkout of TinyBERT (the folder with general_distill.py)")
     parser.add_argument("--distilbert", type=Path, help="checkout of DistilBERT (the folder with distiller.py)")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=800.0, help="no setting begins after them (default 800)")
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="settings")
-    parser.add_argument("--without", nargs="*", default=[], choices=["numerics", "memory"])
+    parser.add_argument("--without", nargs="*", default=[], choices=["numerics", "memory", "speed"])
     parser.add_argument("--record", type=Path, help="append the tables to this Markdown file")
     parser.add_argument("--work", type=Path, help="keep prepared text and random teachers here")
     parser.add_argument("--alone", nargs=2, metavar=("SETTING", "VARIANT"), help="two steps; prints its peak memory")
@@ -53,7 +56,8 @@ class Run:
 
     def bench(self, name: str) -> Bench:
         setting = SETTINGS[name]
-        corpus = prepared(setting.text, self.given.files, self.given.vocabulary, self.work / "corpora")
+        vocabulary = self.given.vocabulary or VOCABULARY
+        corpus = prepared(setting.text, self.given.files, vocabulary, self.work / "corpora")
         peers = {peer: path for peer in ("tinybert", "distilbert") if (path := getattr(self.given, peer)) is not None}
         return Bench(setting, corpus, self.work, self.rank, peers, self.given.rounds + 1)
 
@@ -92,10 +96,10 @@ class Run:
 
     def memory(self) -> dict[tuple[str, str], float]:
         found = {}
-        passed = [str(self.given.vocabulary), *self.given.files, "--work", str(self.work)]
-        for peer in ("tinybert", "distilbert"):
-            path = getattr(self.given, peer)
-            passed += [] if path is None else [f"--{peer}", str(path)]
+        passed = [*self.given.files, "--work", str(self.work)]
+        for name in ("vocabulary", "tinybert", "distilbert"):
+            path = getattr(self.given, name)
+            passed += [] if path is None else [f"--{name}", str(path)]
         for setting, variants in MEMORY.items():
             for variant in variants:
                 if not self.late:
@@ -118,19 +122,17 @@ def main() -> int:
         if given.alone is not None:
             run.alone(*given.alone)
             return 0
-        outcomes = run.outcomes()
+        # The speeds last: when time runs out, rows of theirs are missing, and not what makes them comparable.
         checks = [] if "numerics" in given.without else run.numerics()
         memory = {} if "memory" in given.without else run.memory()
+        outcomes = [] if "speed" in given.without else run.outcomes()
         parts = {
             "Against the bars": record.against_bars(outcomes, memory),
             "Measured": record.measured(outcomes, "CPU second"),
             "Peak memory, each in a process of its own": record.memory_table(memory),
             "Gradient of the real step against plain fp32 autograd, without dropout": record.numerics(checks),
         }
-        for name, text in parts.items():
-            print(f"\n{name}\n\n{text}", flush=True)
-        if given.record is not None:
-            record.append(given.record, "The distillation step on one core", "make bench", parts)
+        record.publish(parts, given.record, "The distillation step on one core", "make bench")
     return 0 if all(one.ok for one in checks) else 1
 
 

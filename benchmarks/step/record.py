@@ -106,6 +106,14 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def publish(parts: dict[str, str], path: Path | None, title: str, command: str) -> None:
+    """Print the tables by their names, and append them to ``path`` if there is one."""
+    for name, text in parts.items():
+        print(f"\n{name}\n\n{text}", flush=True)
+    if path is not None:
+        append(path, title, command, parts)
+
+
 def append(path: Path, title: str, command: str, parts: dict[str, str]) -> None:
     """A dated section at the end of ``path``."""
     lines = [f"## {title}, {datetime.date.today().isoformat()}", "", f"**Command:** `{command}`", ""]

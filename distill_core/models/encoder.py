@@ -20,7 +20,7 @@ from distill_core.models.bottleneck import BottleneckLayer
 from distill_core.models.config import EncoderConfig
 from distill_core.models.embeddings import Embeddings, TrigramEmbeddings
 from distill_core.models.layer import Layer, Wanted
-from distill_core.models.parts import ACTIVATIONS
+from distill_core.models.parts import ACTIVATIONS, LayerNorm
 
 
 class LayerStack(nn.Module):
@@ -66,7 +66,7 @@ class Transform(nn.Module):
         width = config.prediction_size
         self.dense = nn.Linear(config.hidden_size, width)
         self.activation = ACTIVATIONS[config.kin.head_act or config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.LayerNorm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.LayerNorm(self.activation(self.dense(x)))  # type: ignore[no-any-return]

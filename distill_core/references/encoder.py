@@ -15,6 +15,7 @@ from distill_core.features import Heads
 from distill_core.models.attention import attend
 from distill_core.models.encoder import Encoder
 from distill_core.models.layer import Layer, SelfAttention, Wanted, at
+from distill_core.models.parts import LayerNorm
 from distill_core.references.attention import attend_to_both
 from distill_core.references.config import ReferencesConfig
 from distill_core.tasks.model import TaskModel
@@ -42,7 +43,7 @@ class TeacherMap(nn.Module):
     def __init__(self, teacher_width: int, width: int, heads: int, eps: float, std: float, gate: bool) -> None:
         super().__init__()
         self.dense = nn.Linear(teacher_width, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.LayerNorm = LayerNorm(width, eps=eps)
         self.gate = Gate(heads) if gate else None
         nn.init.normal_(self.dense.weight, std=std)
         nn.init.zeros_(self.dense.bias)

@@ -123,4 +123,5 @@ def test_both_sides_of_the_random_reads_give_the_same(tmp_path: Path) -> None:
     ours, theirs = split.gather(index), arrow[index.tolist()]
     assert np.array_equal(theirs["ids"].ravel(), ours.ids)
     assert np.array_equal(theirs["bits"].ravel(), ours.bits)
-    assert np.array_equal(np.unpackbits(theirs["bits"].astype(np.uint8), axis=1, bitorder="little").ravel(), ours.continues)
+    bits = np.unpackbits(theirs["bits"].astype(np.uint8), axis=1, bitorder="little")
+    assert np.array_equal(bits.ravel(), ours.continues)

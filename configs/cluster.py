@@ -42,8 +42,12 @@ class Timeouts(Config):
     """Each section of a step; the first one compiles kernels."""
     evaluate: float = Field(default=7200, gt=0)
     checkpoint: float = Field(default=1800, gt=0)
+    prepare: float = Field(default=36000, gt=0)
+    """Between two finished blocks of a preparation on one node; a compressed file is one block."""
     end: float = Field(default=36000, gt=0)
     """Evaluation, export and report after the last stage (rank 0 alone)."""
+    join: float = Field(default=300, gt=0)
+    """For the agents of all nodes to start and to find each other."""
     node: float = Field(default=30, gt=0)
     """Without a word from another node, or from the launcher where it stays connected."""
     stop: float = Field(default=300, gt=0)
@@ -73,7 +77,6 @@ class ClusterConfig(Config):
     """What the file of every kind of cluster has."""
 
     kind: str
-    prep: PrepJobs = PrepJobs()
     processes: int | None = Field(default=None, ge=1)
     """Ranks on each node; default: `launch.processes`, else one for each GPU, or 1 without GPUs."""
     interface: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,14}$")
@@ -88,8 +91,14 @@ class ClusterConfig(Config):
 CLUSTERS: Registry[type[ClusterConfig]] = Registry("kind of cluster")
 
 
+class TasksCluster(ClusterConfig):
+    """One on which preparation is cut into tasks, by datatrove; elsewhere each node's agent has a process per core."""
+
+    prep: PrepJobs = PrepJobs()
+
+
 @CLUSTERS.add("local")
-class LocalCluster(ClusterConfig):
+class LocalCluster(TasksCluster):
     """This machine, by the same executor program as a cluster: for trying a cluster's job out."""
 
     kind: Literal["local"]
@@ -149,7 +158,7 @@ OURS = frozenset(
 
 
 @CLUSTERS.add("slurm")
-class SlurmCluster(ClusterConfig):
+class SlurmCluster(TasksCluster):
     """A Slurm cluster whose nodes see run folder, data and sources under the same paths as this machine.
 
     A run is one job with one agent on each node. A job that Slurm preempts, or that comes near its time limit, writes
@@ -305,7 +314,7 @@ class KubernetesCluster(ClusterConfig):
 
 
 @CLUSTERS.add("ray")
-class RayCluster(ClusterConfig):
+class RayCluster(TasksCluster):
     """A Ray cluster whose nodes see the data folder and the sources under the same paths as this machine."""
 
     kind: Literal["ray"]

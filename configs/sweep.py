@@ -4,6 +4,7 @@
       grid: {stages.student.training.optimizer.learning_rate: [1.0e-3, 3.0e-3], seed: [1, 2]}   # every combination
     sweep:
       list: [{seed: 1}, {seed: 2, stages.student.training.steps: 100}]                           # or just these
+      at_once: 2                                                                                 # at the same time
 
 Keys are written as in overrides: list items by their index or their ``name``. Generic: knows no room of the house.
 """
@@ -40,6 +41,8 @@ class SweepConfig(Config):
     """Key -> values; the runs are all combinations, the last key changing fastest."""
     points: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default=[], alias="list")
     """The changes of each run."""
+    at_once: int = Field(default=1, ge=1)
+    """How many runs may be at work at the same time; on this machine they divide its devices."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> SweepConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +40,19 @@ def private_folder(folder: Path) -> None:
 
 def aside_of(final: Path) -> Path:
     """A name beside ``final`` for what is not whole yet; it tells which process of which machine is at work on it."""
-    return final.parent / f"{ASIDE}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex}"
+    return final.parent / f"{ASIDE}{machine()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+@functools.cache
+def machine() -> str:
+    """Whose process numbers are one: this machine since it was started, or this container of it.
+
+    Neither host names nor machine ids would do: clones of one image share both.
+    """
+    facts = [os.uname().nodename]
+    with suppress(OSError):  # Linux
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return f"{facts[0]}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
 def put_into_place(aside: Path, final: Path, sound: Callable[[Path], bool]) -> None:
@@ -87,7 +101,7 @@ def sweep(parent: Path, everything: bool = False) -> None:
     """
     for path in parent.glob(f"{ASIDE}*"):
         node, _, pid = path.name.removeprefix(ASIDE).rpartition("-")[0].rpartition("-")
-        if everything or not node or (node == os.uname().nodename and not alive(pid)):
+        if everything or not node or (node == machine() and not alive(pid)):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs.cluster import ClusterConfig, SlurmCluster
+from configs.cluster import ClusterConfig, SlurmCluster, TasksCluster
 from configs.errors import DataError, OutputError, output_error
 from configs.loader import differences
 from configs.loader import identity as identity_of
@@ -23,7 +23,7 @@ from data_prep.config import DataConfig
 from data_prep.corpus import Corpus
 from data_prep.executors import here
 from data_prep.manifest import verify
-from data_prep.phases import phases
+from data_prep.phases import Phase, phases
 from data_prep.plan import UNPACKED, Job, as_of_now, block_size, plan, refuse, settle, vocabulary_hash
 from data_prep.progress import OnProgress, Progress, watching
 from data_prep.readers import open_sources
@@ -33,11 +33,15 @@ from data_prep.segment import describe_segmenter
 __all__ = ["Progress", "describe", "prepare", "submit", "verify"]
 
 
+CarryOut = Callable[[Job, Phase], None]
+"""Does what is missing of a phase, without its end, and waits for it."""
+
+
 def prepare(
     config: DataConfig,
     folder: Path,
     on_progress: OnProgress | None = None,
-    cluster: ClusterConfig | None = None,
+    elsewhere: TasksCluster | CarryOut | None = None,
 ) -> Corpus:
     """Prepare ``config.sources`` into ``folder``, or return at once when that is done already.
 
@@ -45,7 +49,8 @@ def prepare(
     shards, and the tokenizer is all there is.
 
     Args:
-        cluster: where the blocks are worked on (not ``slurm``: see :func:`submit`); default: this machine's processes.
+        elsewhere: a cluster, by datatrove (not ``slurm``: see :func:`submit`), or whatever carries out a phase;
+            default: this machine's processes.
 
     Raises:
         DataError: a source, vocabulary or the whole corpus is unusable; the folder holds something else.
@@ -59,15 +64,23 @@ def prepare(
             return reuse(config, folder)
         job = begin(config, folder)
         for phase in phases(config):
-            if cluster is None:
+            if elsewhere is None:
                 here.carry_out(job, phase, config.workers, on_progress)
             else:
-                from data_prep.executors.cluster import carry_out  # datatrove is there only if asked for
-
                 with watching(job, phase, on_progress):
-                    carry_out(job, phase, cluster)
+                    carry_out_elsewhere(job, phase, elsewhere)
             phase.close(job)
         return Corpus.open(folder, config.verify)
+
+
+def carry_out_elsewhere(job: Job, phase: Phase, elsewhere: TasksCluster | CarryOut) -> None:
+    """Do what is missing of ``phase``, by others than this machine's processes."""
+    if not isinstance(elsewhere, TasksCluster):
+        elsewhere(job, phase)
+        return
+    from data_prep.executors.cluster import carry_out  # datatrove is there only if asked for
+
+    carry_out(job, phase, elsewhere)
 
 
 def submit(config: DataConfig, folder: Path, cluster: SlurmCluster) -> list[str]:
@@ -86,15 +99,20 @@ def submit(config: DataConfig, folder: Path, cluster: SlurmCluster) -> list[str]
 
 def describe(config: DataConfig, folder: Path, cluster: ClusterConfig | None) -> str:
     """What would be started, for ``--dry-run``; nothing is written."""
-    blocks = sum(len(reader.blocks(config.block_megabytes << 20)) for reader in open_sources(config))
+    blocks = count_blocks(config)
     head = f"# {blocks} blocks into {folder}"
     if isinstance(cluster, SlurmCluster):
         from data_prep.executors.cluster import scripts
 
         return f"{head}\n\n{scripts(config, folder, blocks, cluster)}"
-    if cluster is None:
+    if not isinstance(cluster, TasksCluster):
         return f"{head}, {min(config.workers or os.cpu_count() or 1, blocks)} processes on this machine"
     return f"{head}, {min(cluster.prep.tasks, blocks)} tasks, kind: {cluster.kind}"
+
+
+def count_blocks(config: DataConfig) -> int:
+    """Of which the work will consist."""
+    return sum(len(reader.blocks(config.block_megabytes << 20)) for reader in open_sources(config))
 
 
 def begin(config: DataConfig, folder: Path) -> Job:

@@ -17,7 +17,7 @@ import time
 from typing import Literal
 
 Section = Literal[
-    "start", "load", "data", "teacher", "student", "backward", "optimizer", "evaluate", "checkpoint", "end"
+    "start", "load", "prepare", "data", "teacher", "student", "backward", "optimizer", "evaluate", "checkpoint", "end"
 ]
 SIZE = 256
 LIFE, CHANGES, FACTS = struct.Struct("<Q"), struct.Struct("<Q"), struct.Struct("<dq32s128s")
@@ -34,12 +34,13 @@ class Pulse:
         self._changes = 0
         self._map: mmap.mmap | None = None
 
-    def open(self, path: str) -> None:
-        """Begin to write into the file that the agent has made, and to give life signs."""
+    def open(self, path: str, living: bool = True) -> None:
+        """Begin to write into the file that the agent has made, and (``living``) to give life signs by a thread."""
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), SIZE)
         self.at(self.section)
-        threading.Thread(target=self._live, args=(self._map,), daemon=True, name="pulse").start()
+        if living:
+            threading.Thread(target=self._live, args=(self._map,), daemon=True, name="pulse").start()
 
     def at(self, section: Section, step: int | None = None, stage: str | None = None) -> None:
         """Enter ``section``; ``step`` counts from 1; ``stage`` None: as before."""

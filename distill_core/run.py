@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from data_prep.corpus import Corpus
 from distill_core.beside import groups
 from distill_core.config import RunConfig, sources
 from distill_core.engine import Rank, pulse_file, rank_number, start_ranks, stop_ranks
+from distill_core.failing import note_failure
 from distill_core.finish import finish_run
 from distill_core.pulse import pulse
 from distill_core.record import read_done
@@ -89,6 +88,7 @@ def run_ranks(folder: Path, only: str | None) -> None:
 def rank_program(folder: Path, work: Callable[[], None]) -> int:
     """Do a rank's ``work``; its exit status, with an error told to the launcher in the run ``folder``."""
     faulthandler.enable()
+    note = folder / "logs" / f"rank-{rank_number()}.error.json"
     if pulse_file():
         pulse.open(pulse_file())
     stopping.heed()
@@ -100,13 +100,14 @@ def rank_program(folder: Path, work: Callable[[], None]) -> int:
         return error.exit_code
     except ZhengliuError as error:
         print(error, file=sys.stderr, flush=True)
-        note_failure(folder, error, error.exit_code)
+        note_failure(note, current_stage.name, error, error.exit_code)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
         known = explained(error) or of_torch(error)
-        note_failure(folder, known or error, 70 if known is None else known.exit_code)
-        return 70 if known is None else known.exit_code
+        code = 70 if known is None else known.exit_code
+        note_failure(note, current_stage.name, known or error, code)
+        return code
 
 
 BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
@@ -135,22 +136,6 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def note_failure(folder: Path, error: Exception, exit_code: int) -> None:
-    """Tell the launcher what happened here and when, so that it can name the rank that failed first."""
-    facts = {
-        "time": time.time(),
-        "stage": current_stage.name,
-        "kind": type(error).__name__,
-        "message": str(error),
-        "exit_code": exit_code,
-    }
-    try:
-        path = folder / "logs" / f"rank-{rank_number()}.error.json"
-        path.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-    except OSError:  # a full disk is already the message; the exit status still tells the launcher
-        pass
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ from launcher.verdict import Verdict
 from launcher.watch import Watch
 
 POLL_SECONDS = 0.1
-JOIN_SECONDS = 300.0
-"""In which the agents of all nodes must have started."""
 LOST_LAUNCHER = "the loss of the launcher"
 KILL_GRACE = 1.0
 """Between SIGTERM and SIGKILL to ranks whose job has failed."""
@@ -226,12 +224,15 @@ class Agent:
             print(warning, flush=True)
         hub = Hub(self.job.place, address)
         self.council = Chief(self.job, hub)
-        deadline = time.monotonic() + JOIN_SECONDS
+        limit = self.job.timeouts.join
+        deadline = time.monotonic() + limit
         while len(hub.lines) < self.job.nodes - 1:
             missing = [number for number in range(1, self.job.nodes) if number not in hub.lines]
             if time.monotonic() > deadline:
                 names = [self.job.hosts[n] if self.job.hosts else f"node {n}" for n in missing]
-                error = LaunchError(f"No agent has reported within {JOIN_SECONDS:.0f} s from: {', '.join(names)}.")
+                error = LaunchError(
+                    f"No agent has reported within {limit:.0f} s (supervision.timeouts.join) from: {', '.join(names)}."
+                )
                 error.host = names[0]
                 raise error
             if self.asked.who is not None or self._launcher_says() is not None:
@@ -246,8 +247,8 @@ class Agent:
         return Meeting(where, f"{where}?fd={inherited}"), interface, [inherited]
 
     def _join(self) -> tuple[Meeting, str, list[int]]:
-        spoke = Spoke(self.job.place, self.node, self.host, JOIN_SECONDS)
-        deadline = time.monotonic() + JOIN_SECONDS
+        spoke = Spoke(self.job.place, self.node, self.host, self.job.timeouts.join)
+        deadline = time.monotonic() + self.job.timeouts.join
         message = None
         while message is None and time.monotonic() < deadline and self.asked.who is None:
             with contextlib.suppress(queue.Empty):

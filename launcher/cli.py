@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Everything: prepare the data, train the stages, evaluate, export, report. Continues where it stopped.
 
-    A run file with a `sweep` is several runs, one after another."""
+    A run file with a `sweep` is several runs, one after another or `sweep.at_once` at the same time."""
     from configs.cluster import load_cluster
     from launcher import launch, scheduled, sweep
     from launcher.runfile import open_run
@@ -68,7 +68,7 @@ def run(
             typer.echo(sweep.dry_run(several, only, where))
         else:
             with requeued():
-                sweep.run(several, only, where)
+                sweep.run(several, only, where, cluster)
         return
     config = open_run(run_file, overrides or [])
     Current.folder = config.folder
@@ -114,9 +114,7 @@ def prep(
         launch.check_sources(config.data, config.data_folder)
     for config in configs:
         if dry_run:
-            from data_prep.pipeline import describe
-
-            typer.echo(describe(config.data, config.data_folder, where))
+            typer.echo(launch.describe_prep(config.data, config.data_folder, where))
             continue
         Current.folder = config.folder
         with folder_lock(config.folder):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from launcher.job import Job
 from launcher.link import Hub, Spoke
 from launcher.pulses import Whereabouts
-from launcher.ranks import PEER_LOST, REQUEUE, Failure
+from launcher.ranks import GOES_ON, PEER_LOST, REQUEUE, Failure
 from launcher.verdict import Verdict
 
 REPORT_SECONDS = 0.25
@@ -159,7 +159,7 @@ class Chief:
         if said:
             return Verdict.failure(said[0], self._job)
         seconds = max(where.unchanged, where.lifeless)
-        message = f"it has been there for {seconds:.0f} s, and others wait. The run continues from its last checkpoint."
+        message = f"it has been there for {seconds:.0f} s, and others wait. {GOES_ON}"
         log = str(self._job.folder / "logs" / f"rank-{rank}.log")
         return Verdict.failure(Failure(rank, report.host, 0.0, 0, where, message, PEER_LOST, log), self._job)
 
@@ -247,7 +247,6 @@ def lost_node(host: str, seconds: float, places: list[Whereabouts]) -> Failure:
     """A node whose agent is not heard any more: the machine, the network, or the agent is gone."""
     where = min(places, key=Whereabouts.progress, default=Whereabouts(section=""))
     message = (
-        f"nothing has been heard of it for {seconds:.1f} s: the machine, its network or its agent is gone. "
-        "The run continues from its last checkpoint."
+        f"nothing has been heard of it for {seconds:.1f} s: the machine, its network or its agent is gone. {GOES_ON}"
     )
     return Failure(None, host, seconds, 0, where, message, PEER_LOST)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import LaunchError
+from launcher import link
 from launcher.agent import POLL_SECONDS, Asked
 from launcher.job import Job, write_private
 from launcher.ranks import PEER_LOST, STATUSES
@@ -138,6 +139,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
     """Until node 0 has spoken and the shells have ended, or they have ended without a word."""
     lost: Shell | None = None
     ended: float | None = None
+    first = FirstAgent(job)
     while True:
         watch.refresh()
         verdict = read_verdict(job)
@@ -161,7 +163,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             if verdict is None and over and beat.stop is None:  # a runner that went with status 0
                 beat.ask_to_stop(f"the loss of {shells[0].name}")
             # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
-            if at_work(job) and not asked.at_once and waited < LINGER_SECONDS + job.timeouts.stop:
+            if first.at_work() and not asked.at_once and waited < LINGER_SECONDS + job.timeouts.stop:
                 over = False
             if verdict is None and over and asked.at_once:
                 return Verdict.stopped(str(asked.who), complete=False)
@@ -170,9 +172,23 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
         time.sleep(POLL_SECONDS)
 
 
-def at_work(job: Job) -> bool:
-    """Whether node 0's agent has begun and not ended."""
-    return (job.place / "link.json").exists()
+class FirstAgent:
+    """What the launcher can tell of node 0's agent without reaching it: the file that it writes again and again."""
+
+    def __init__(self, job: Job) -> None:
+        self._file, self._patience = job.place / link.FILE, job.timeouts.node
+        self._text: str | None = None
+        self._heard = 0.0
+
+    def at_work(self) -> bool:
+        """Whether it has begun, has not ended, and was not killed: then its file stays, and stays as it is."""
+        try:
+            text = self._file.read_text(encoding="utf-8")
+        except OSError:
+            return False
+        if text != self._text:
+            self._text, self._heard = text, time.monotonic()
+        return time.monotonic() - self._heard < self._patience
 
 
 def _final(verdict: Verdict, lost: Shell | None) -> Verdict:

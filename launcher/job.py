@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ PLACED = ("CUDA_VISIBLE_DEVICES",)
 HOSTS = "hosts"
 OF_MPI = ("HYDI_", "HYDRA_", "MPI_", "OMPI_", "PMIX_", "PMI_")
 """What mpirun tells the agent about itself. DeepSpeed would take it for the rank's own place, and refuse."""
-SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "KEY")
+SECRET_WORDS = ("TOKEN", "SECRET", "PASS", "CREDENTIAL", "KEY")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Job:
     """On each node."""
     only: str | None = None
     command: Sequence[str] = ()
-    """What each rank runs; default: the rank program of ``distill_core``."""
+    """What each rank runs; default: ``program``."""
     nodes: int = 1
     hosts: Sequence[str] = ()
     """Names of the nodes, for messages; default: what each calls itself."""
@@ -53,8 +55,14 @@ class Job:
     """Whether the launcher stays, so that its death is to end the ranks (not where a scheduler holds the job)."""
     scheduled: bool = False
     """Whether a scheduler holds the job: it may say SIGTERM more than once, and itself ends what takes too long."""
+    program: Sequence[str] = ()
+    """Module and arguments for each node's own Python; default: the rank program of ``distill_core``."""
     after: Sequence[str] = ()
     """Ids of a scheduler's jobs that must have ended well before."""
+    behind: Sequence[str] = ()
+    """And of those that must have ended, well or not."""
+    hidden: Sequence[str] = ()
+    """Names of variables whose values are shown nowhere."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError: a text that no process can be given."""
@@ -78,7 +86,8 @@ class Job:
             return list(self.command)
         # -P: what lies in the user's working folder must not shadow a library.
         only = ["--only", self.only] if self.only else []
-        return [sys.executable, "-P", "-m", "distill_core.run", str(self.folder.resolve()), *only]
+        program = self.program or ["distill_core.run", str(self.folder.resolve()), *only]
+        return [sys.executable, "-P", "-m", *program]
 
     def text(self) -> str:
         """Of ``job.json``."""
@@ -88,6 +97,7 @@ class Job:
             "nodes": self.nodes,
             "only": self.only,
             "command": list(self.command),  # empty: each node fills in its own Python
+            "program": list(self.program),
             "hosts": list(self.hosts),
             "environment": dict(self.environment),
             "interface": self.interface,
@@ -99,9 +109,14 @@ class Job:
         return json.dumps(facts, ensure_ascii=False, indent=1)
 
     def shown(self) -> str:
-        """The same for a terminal: without the values of what is called like a secret."""
-        hidden = {name: "(hidden)" for name in self.environment if any(word in name for word in SECRET_WORDS)}
-        return replace(self, environment={**self.environment, **hidden}).text()
+        """The same for a terminal, without values that are hidden."""
+        return self.for_show().text()
+
+    def for_show(self) -> Job:
+        """With ``***`` for the values of what was passed on by its name, or is called like a secret."""
+        secret = {name for name in self.environment if any(word in name.upper() for word in SECRET_WORDS)}
+        hidden = dict.fromkeys(sorted(secret.union(self.hidden).intersection(self.environment)), "***")
+        return replace(self, environment={**self.environment, **hidden})
 
     def save(self) -> Path:
         """Write ``job.json``; returns its path."""
@@ -132,6 +147,11 @@ class Job:
 
     def with_nodes(self, hosts: Sequence[str], mark: str) -> Job:
         return replace(self, nodes=len(hosts), hosts=hosts, mark=mark)
+
+
+def mark() -> str:
+    """A name for one start, in the order of time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _hosts_of(path: Path) -> list[str]:

@@ -5,12 +5,10 @@ From a checkout without installation: ``python launcher/launch.py RUN.yaml [a.b=
 
 from __future__ import annotations
 
-import itertools
 import os
-import secrets
 import sys
-import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +20,7 @@ from configs import loader
 from configs.cluster import ClusterConfig
 from configs.errors import LaunchError, Requeue, output_error
 from launcher import devices, environment
-from launcher.job import PLACED, Job, passed_on
+from launcher.job import Job, mark
 from launcher.lock import folder_lock
 from launcher.signals import stop_signals
 
@@ -39,25 +37,55 @@ def launch(config: RunConfig, only: str | None = None, cluster: ClusterConfig | 
         ZhengliuError: what went wrong, with its exit status. Whatever can be known beforehand comes before the
             preparation starts.
     """
+    begin(config, only, cluster)
+    return 0
+
+
+def begin(
+    config: RunConfig,
+    only: str | None = None,
+    cluster: ClusterConfig | None = None,
+    after: Sequence[str] | None = None,
+    behind: Sequence[str] = (),
+) -> list[str]:
+    """:func:`launch`, to the end or, where a scheduler holds the job, until it is in the queue.
+
+    Args:
+        after: the jobs that prepare its data, where that has been seen to; None: it is prepared here.
+        behind: jobs that are to have ended, well or not.
+
+    Returns:
+        The job's number in the queue; [] where there is none.
+    """
     backend, job = plan_job(config, only, cluster)
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
         write(config.folder / "environment.json", environment.to_json())
         backend.check(job)
-        before = prepare_data(config.data, config.data_folder, cluster if backend.scheduled else None)
-        carry_through(backend, replace(job, after=before))
-    return 0
+        if after is None:
+            after = prepare_data(config.data, config.data_folder, prepares(backend))
+        number = carry_through(backend, replace(job, after=after, behind=behind))
+    return [] if number is None else [number]
 
 
-def carry_through(backend: Backend, job: Job) -> None:
+def prepares(backend: Backend) -> ClusterConfig | None:
+    """The cluster that prepares data for runs; None: this machine's processes do."""
+    return backend.cluster if backend.scheduled or backend.preparing() is not None else None
+
+
+def carry_through(backend: Backend, job: Job) -> str | None:
     """Run ``job``; start it again when a rank or node was lost, as often as the cluster file allows.
+
+    Returns:
+        Its number, where a scheduler holds it and this does not wait for its end.
 
     Raises:
         LaunchError, Requeue: the last start's.
     """
     supervision = backend.cluster.supervision
     restarts = 0 if backend.restarts else supervision.restarts
-    for restart in itertools.count():
+    restart = 0
+    while True:
         try:
             return backend.run(job)
         except Requeue:
@@ -66,9 +94,10 @@ def carry_through(backend: Backend, job: Job) -> None:
             if error.exit_code != LaunchError.exit_code or restart >= restarts:
                 raise
             left = remaining(job, error.host, supervision.min_nodes)
-            again = f"Starting again ({restart + 1} of {restarts}), with {max(1, len(left))} node(s)."
+            restart += 1
+            again = f"Starting again ({restart} of {restarts}), with {max(1, len(left))} node(s)."
             print(f"{error}\n{again}", flush=True)
-            job = job.with_nodes(left, mark()) if left else job
+            job = job.with_nodes(left, mark()) if left else replace(job, mark=mark())
 
 
 def remaining(job: Job, lost: str | None, min_nodes: int | None) -> list[str]:
@@ -77,15 +106,12 @@ def remaining(job: Job, lost: str | None, min_nodes: int | None) -> list[str]:
     return left if min_nodes is not None and len(left) >= max(1, min_nodes) else list(job.hosts)
 
 
-def mark() -> str:
-    """A name for one start, in the order of time."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-
-
 def dry_run(config: RunConfig, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
     """What :func:`launch` would start; every check is made, nothing is prepared or started."""
     backend, job = plan_job(config, only, cluster)
-    return backend.describe(job)
+    if prepares(backend) is None or (config.data_folder / "manifest.json").is_file():
+        return backend.describe(job)
+    return f"{describe_prep(config.data, config.data_folder, backend.cluster)}\n\n{backend.describe(job)}"
 
 
 def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None = None) -> tuple[Backend, Job]:
@@ -97,22 +123,7 @@ def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None 
     check_stage([stage.name for stage in config.stages], only)
     where = ClusterConfig(kind=config.launch.backend) if cluster is None else cluster
     backend = BACKENDS[where.kind](where)
-    nodes = backend.nodes()
-    elsewhere = any(nodes) or len(nodes) > 1 or backend.scheduled
-    ours = {name: value for name, value in os.environ.items() if not (backend.scheduled and name in PLACED)}
-    job = Job(
-        folder=config.folder,
-        ranks=backend.ranks(config.launch.processes),
-        only=only,
-        nodes=len(nodes),
-        hosts=nodes if any(nodes) else (),
-        environment=where.variables | (passed_on(ours, where.pass_variables) if elsewhere else {}),
-        interface=where.interface,
-        timeouts=where.supervision.timeouts,
-        mark=mark(),
-        followed=elsewhere and not backend.scheduled,
-        scheduled=backend.scheduled,
-    )
+    job = replace(backend.job(config.folder, backend.ranks(config.launch.processes)), only=only)
     check_sources(config.data, config.data_folder)
     preflight.check(config, job.world_size)
     return backend, job
@@ -146,8 +157,9 @@ def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None =
     Returns:
         The ids of the jobs that will do it, where they are submitted to Slurm and not waited for.
     """
-    from configs.cluster import SlurmCluster
+    from configs.cluster import SlurmCluster, TasksCluster
     from data_prep import pipeline
+    from launcher import spread
     from launcher.preparing import Preparing
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # preparation has a process per core already
@@ -160,10 +172,23 @@ def prepare_data(data: DataConfig, folder: Path, cluster: ClusterConfig | None =
                 flush=True,
             )
             return jobs
-    with Preparing() as shown:
-        corpus = pipeline.prepare(data, folder, shown.update, None if isinstance(cluster, SlurmCluster) else cluster)
-        shown.done(corpus)
+        cluster = None  # all is done
+    nodes = spread.on_nodes(data, folder, cluster)
+    with Preparing(live=nodes is None) as shown:
+        tasks = cluster if isinstance(cluster, TasksCluster) else None
+        shown.done(pipeline.prepare(data, folder, shown.update, nodes or tasks))
     return []
+
+
+def describe_prep(data: DataConfig, folder: Path, cluster: ClusterConfig | None) -> str:
+    """What :func:`prepare_data` would start."""
+    from data_prep import pipeline
+    from launcher import spread
+
+    backend = spread.backend_of(cluster)
+    if backend is None:
+        return pipeline.describe(data, folder, cluster)
+    return spread.describe(backend, data, folder)
 
 
 def write(path: Path, text: str) -> None:

@@ -1,8 +1,9 @@
 """How the agents of several nodes talk: each keeps one TCP connection to the agent of node 0, JSON line by line.
 
 Node 0 listens on one address and a free port, and leaves both in ``link.json`` in the launch's folder, with a token
-that whoever connects must send first. The folder lies on the file system that all nodes share and only its owner can
-read, so that whoever can read the token could start ranks anyway. Lines are data: nothing is unpickled.
+that whoever connects must send first, and a number that grows while it lives. The folder lies on the file system that
+all nodes share and only its owner can read, so that whoever can read the token could start ranks anyway. Lines are
+data: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Message = dict[str, Any]
 MAX_LINE = 1 << 20
 GREETING_SECONDS = 5.0
 STALE_SECONDS = 30.0
+BEAT_SECONDS = 1.0
+FILE = "link.json"
 
 
 class Line:
@@ -77,10 +80,21 @@ class Hub:
         self.address = address
         self._token = secrets.token_hex(32)
         self._server = network.listen(address)
-        self._file = place / "link.json"
-        facts = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
-        write_private(self._file, json.dumps(facts))
+        self._file = place / FILE
+        self._facts = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
+        write_private(self._file, json.dumps(self._facts))
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="beat")
+        self._beating.start()
         threading.Thread(target=self._accept, daemon=True, name="hub").start()
+
+    def _beat(self) -> None:
+        """For the launcher, which may have no other way to this node."""
+        number = 0
+        while not self._ended.wait(BEAT_SECONDS):
+            number += 1
+            with contextlib.suppress(OSError):  # a full disk: the ranks will say so
+                write_private(self._file, json.dumps(self._facts | {"beat": number}))
 
     def _accept(self) -> None:
         while True:
@@ -109,6 +123,8 @@ class Hub:
 
     def close(self) -> None:
         self._server.close()
+        self._ended.set()
+        self._beating.join()
         self._file.unlink(missing_ok=True)
         for line in self.lines.values():
             line.close()
@@ -119,7 +135,7 @@ class Spoke:
 
     def __init__(self, place: Path, node: int, host: str, seconds: float) -> None:
         self.inbox: queue.Queue[Message | None] = queue.Queue()
-        facts, connection = _connect(place / "link.json", host, seconds)
+        facts, connection = _connect(place / FILE, host, seconds)
         self.address: str = connection.getsockname()[0]
         self.line = Line(connection)
         self.line.send({"token": facts["token"], "node": node, "host": host})
@@ -154,7 +170,7 @@ def _connect(path: Path, host: str, seconds: float) -> tuple[Message, socket.soc
                 ) from None
         time.sleep(0.1)
         again = _wait_for(path, seconds)
-        if again != facts:
+        if again["token"] != facts["token"]:
             facts, deadline = again, time.monotonic() + min(seconds, STALE_SECONDS)
 
 

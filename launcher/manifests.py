@@ -204,6 +204,6 @@ def check_folder(folder: Path, cluster: KubernetesCluster) -> None:
     mounts = [volume.mount for volume in cluster.volumes if not volume.read_only]
     if not any(folder.resolve().is_relative_to(mount) for mount in mounts):
         raise ConfigError(
-            f"The run folder {folder.resolve()} lies on none of the volumes that pods can write ({', '.join(mounts)}). "
-            "Choose a folder there with `output`, or correct `volumes` in the cluster file."
+            f"The folder {folder.resolve()} lies on none of the volumes that pods can write ({', '.join(mounts)}). "
+            "Choose one there with `output` (or data.folder), or correct `volumes` in the cluster file."
         )

@@ -23,8 +23,10 @@ REASONS = 3
 class Preparing:
     """A context around ``prepare``; :meth:`update` is its ``on_progress``."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, live: bool = True) -> None:
+        """``live``: whether the terminal, if it is one, is this line's; else plain lines."""
         self.console = console or Console(highlight=False, soft_wrap=True)
+        self._lively = live and self.console.is_terminal
         self._began = self._last = time.monotonic()
         self._worked = False
         self._live: Progress | None = None
@@ -42,7 +44,7 @@ class Preparing:
     def update(self, state: State) -> None:
         self._worked = True
         now = time.monotonic()
-        if self.console.is_terminal:
+        if self._lively:
             self._draw(state)
         elif now - self._last >= LINE_SECONDS:
             self._last = now

@@ -19,7 +19,7 @@ from configs.cluster import Timeouts
 SIZE = 256
 HEAD, FACTS = struct.Struct("<QQ"), struct.Struct("<dq32s128s")
 STEP_SECTIONS = ("data", "teacher", "student", "backward", "optimizer")
-ORDER = ("start", "load", *STEP_SECTIONS, "evaluate", "checkpoint", "end")
+ORDER = ("start", "load", "prepare", *STEP_SECTIONS, "evaluate", "checkpoint", "end")
 """Of sections within a step, and of a stage: who is first in it is furthest behind."""
 NO_LIFE_SECONDS = 3.0
 """Without a life sign for so long, a rank that is stuck was stopped from outside, or its machine is in trouble."""
@@ -46,8 +46,8 @@ class Whereabouts:
         """How long its section may take."""
         if self.section in STEP_SECTIONS:
             return timeouts.step
-        named = {"evaluate": timeouts.evaluate, "checkpoint": timeouts.checkpoint, "end": timeouts.end}
-        return named.get(self.section, timeouts.load)
+        named = ("prepare", "evaluate", "checkpoint", "end")
+        return float(getattr(timeouts, self.section if self.section in named else "load"))
 
     def stuck(self, timeouts: Timeouts) -> bool:
         return max(self.unchanged, self.lifeless) > self.limit(timeouts)

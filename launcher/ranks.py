@@ -29,6 +29,7 @@ STATUSES = (64, 65, PEER_LOST, DEFECT, 74)
 # the kernel reports its end; so such an end counts as this much earlier than it was seen.
 PRIMARY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 PRIMARY_HEAD_START = 1.0
+GOES_ON = "What is finished is kept: the same command continues."
 ASKED = (-signal.SIGUSR1, -signal.SIGTERM)
 """Of a rank that was asked to stop before it could heed signals: it had nothing to keep."""
 
@@ -154,7 +155,7 @@ def failure_of(one: Started, logs: Path, host: str) -> Failure | None:
     code = PEER_LOST if status < 0 else int(facts.get("exit_code") or status)
     code = code if code in STATUSES else DEFECT
     lines = last_lines(one.log, one.began_at)
-    message = _what(status, code, facts)
+    message = _what(status, code, facts, where.section)
     return Failure(one.rank, host, time.time() - when, status, where, message, code, str(one.log), lines)
 
 
@@ -166,7 +167,7 @@ def hung(one: Started, where: Whereabouts, host: str) -> Failure:
         if where.lifeless > 3
         else f"it has been there for {seconds:.0f} s, while it is alive."
     )
-    message = f"it is stuck; {alive} The run continues from its last checkpoint."
+    message = f"it is stuck; {alive} {GOES_ON}"
     lines = last_lines(one.log, one.began_at)
     return Failure(one.rank, host, 0.0, 0, where, message, PEER_LOST, str(one.log), lines)
 
@@ -191,7 +192,8 @@ def last_lines(log: Path, began_at: int, count: int = LAST_LINES) -> list[str]:
     return [line.rstrip()[:500] for line in text.splitlines() if line.strip()][-count:]
 
 
-def _what(status: int, exit_code: int, facts: Mapping[str, Any]) -> str:
+def _what(status: int, exit_code: int, facts: Mapping[str, Any], section: str) -> str:
+    lower = "data.workers" if section == "prepare" else "training.micro_batch_tokens or launch.processes"
     if facts:
         known = f"{facts.get('kind', 'Error')}: " if exit_code == DEFECT else ""
         return f"{known}{facts.get('message', '')}"
@@ -201,6 +203,6 @@ def _what(status: int, exit_code: int, facts: Mapping[str, Any]) -> str:
     if -status == signal.SIGKILL:
         return (
             f"it was killed by {name}. That is most often the kernel when memory runs out (see `dmesg`): lower "
-            "training.micro_batch_tokens or launch.processes. The run continues from its last checkpoint."
+            f"{lower}. {GOES_ON}"
         )
-    return f"it was killed by {name}. The run continues from its last checkpoint."
+    return f"it was killed by {name}. {GOES_ON}"

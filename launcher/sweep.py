@@ -1,4 +1,4 @@
-"""Sweeps: a run file with a ``sweep`` block -> OUTPUT/NAME/0001-..., ordinary runs, one after another.
+"""Sweeps: a run file with a ``sweep`` block -> OUTPUT/NAME/0001-..., ordinary runs, one after another or some at once.
 
 The sweep's folder holds ``config.yaml`` (the file as read, with its ``sweep``), the corpus that the runs share, and
 the comparison. What is finished is known from the runs' own folders; there is no state beside them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from configs.errors import ConfigError, Requeue, ZhengliuError
 from configs.loader import Config
 from configs.sweep import Point, label, merged, points, take_sweep, validate_all
 from data_prep.config import NAME, DataConfig, PrepConfig
-from launcher import launch
+from launcher import launch, side_by_side
 from launcher.lock import folder_lock
 from launcher.runfile import open_prep, read
+from launcher.side_by_side import Ended, Runs
 
 if TYPE_CHECKING:
     from distill_core.config import RunConfig
@@ -49,6 +50,7 @@ class Sweep:
     tree: dict[str, Any]
     """With the ``sweep`` block: what `config.yaml` keeps."""
     runs: list[Point]
+    at_once: int = 1
 
     @property
     def folder(self) -> Path:
@@ -70,7 +72,7 @@ def open_sweep(run: str, overrides: Sequence[str] = ()) -> Sweep | None:
         if word.partition("=")[0] in block.keys:
             raise ConfigError(f"The override {word!r} has no effect, as the sweep says that key for each run.")
     place = loader.validate({k: tree[k] for k in ("name", "output") if k in tree}, Place, origins, source)
-    sweep = Sweep(source, place, whole, points(tree, origins, block, source))
+    sweep = Sweep(source, place, whole, points(tree, origins, block, source), block.at_once)
     shared = (tree.get("data") or {}).get("folder") if isinstance(tree.get("data"), dict) else None
     for child in sweep.runs:
         child.tree.update({"name": child.name, "output": str(sweep.folder)})
@@ -113,11 +115,28 @@ def configs(sweep: Sweep) -> list[RunConfig]:
 def dry_run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
     """What :func:`run` would start, finished runs left out; every check is made."""
     jobs = plan_all(sweep, [c for c in configs(sweep) if not finished(c, only)], only, cluster)
-    return "\n\n".join(f"# {name}\n{backend.describe(job)}" for name, (backend, job) in jobs.items())
+    texts = [f"# {name}\n{backend.describe(job)}" for name, (backend, job) in jobs.items()]
+    head = [f"# {sweep.at_once} at once"] if sweep.at_once > 1 else []
+    return "\n\n".join([*head, *_corpora(sweep, jobs), *texts])
 
 
-def run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None) -> None:
+def _corpora(sweep: Sweep, jobs: Mapping[str, tuple[Backend, Job]]) -> list[str]:
+    """What prepares them, where that is not this machine; each once."""
+    texts = {}
+    for config in configs(sweep):
+        where = launch.prepares(jobs[config.name][0]) if config.name in jobs else None
+        if where is not None and not (config.data_folder / "manifest.json").is_file():
+            texts[config.data_folder] = launch.describe_prep(config.data, config.data_folder, where)
+    return list(texts.values())
+
+
+def run(
+    sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None, cluster_file: str | None = None
+) -> None:
     """Carry out all runs that are not finished, and compare them. A run that fails does not keep the others back.
+
+    Args:
+        cluster_file: where ``cluster`` was read from; runs at once are processes, which read it themselves.
 
     Raises:
         ZhengliuError: before anything starts, with the problems of all runs; or at the end, naming the runs that have
@@ -126,28 +145,52 @@ def run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = N
     """
     runs = configs(sweep)
     left = [config for config in runs if not finished(config, only)]
-    plan_all(sweep, left, only, cluster)
+    jobs = plan_all(sweep, left, only, cluster)
+    titles = {
+        point.name: f"sweep: {number} of {len(runs)}, {point.name}: {said(point.changes)}"
+        for number, point in enumerate(sweep.runs, 1)
+    }
     failed: dict[str, ZhengliuError] = {}
-    waiting = {config.name for config in left}
     with folder_lock(sweep.folder):
         text = yaml.safe_dump(sweep.tree, sort_keys=False, allow_unicode=True, width=100)
         launch.write(sweep.folder / "config.yaml", text)
         print(f"sweep: {len(runs)} runs in {sweep.folder}, of which {len(runs) - len(left)} are finished.", flush=True)
-        for number, (point, config) in enumerate(zip(sweep.runs, runs, strict=True), 1):
-            if config.name not in waiting:
-                continue
-            print(f"\nsweep: {number} of {len(runs)}, {point.name}: {said(point.changes)}", flush=True)
-            try:
-                launch.launch(config, only, cluster)
-            except Requeue:
-                raise
-            except ZhengliuError as error:
-                failed[point.name] = error
-                print(f"sweep: {point.name} has failed (status {error.exit_code}): {error}", flush=True)
+        todo = Runs(left, titles, jobs, sweep.at_once, only, cluster, cluster_file)
+        for config, error in carry_out(todo):
+            if error is not None:
+                failed[config.name] = error
+                print(f"sweep: {config.name} has failed (status {error.exit_code}): {error}", flush=True)
             report(sweep, runs)
         print(f"\nsweep: comparison in {report(sweep, runs)}", flush=True)
     if failed:
         raise together(f"{sweep.place.name}: {len(failed)} of {len(runs)} runs have failed.", failed, len(runs))
+
+
+def carry_out(runs: Runs) -> Iterator[Ended]:
+    """Each run as it ends.
+
+    Raises:
+        Requeue: stopped from outside.
+    """
+    if any(backend.scheduled for backend, _ in runs.jobs.values()):
+        yield from side_by_side.in_queue(runs)
+    elif runs.at_once > 1:
+        yield from side_by_side.in_processes(runs)
+    else:
+        yield from one_by_one(runs)
+
+
+def one_by_one(runs: Runs) -> Iterator[Ended]:
+    """In this process, which shows their lines."""
+    for config in runs.configs:
+        print(f"\n{runs.titles[config.name]}", flush=True)
+        try:
+            launch.launch(config, runs.only, runs.cluster)
+            yield config, None
+        except Requeue:
+            raise
+        except ZhengliuError as error:
+            yield config, error
 
 
 def plan_all(
@@ -163,6 +206,7 @@ def plan_all(
     for config in runs:
         try:
             planned[config.name] = launch.plan_job(config, only, cluster)
+            side_by_side.refuse(sweep.at_once, planned[config.name][0])
         except ZhengliuError as error:
             refused[config.name] = error
     if refused:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import data_prep
-from configs.cluster import ClusterConfig, PrepJobs, RayCluster, SlurmCluster
+from configs.cluster import PrepJobs, RayCluster, SlurmCluster, TasksCluster
 from configs.errors import DataError, LaunchError, ZhengliuError
 from data_prep.atomic import write_bytes
 from data_prep.config import DataConfig
@@ -53,7 +53,8 @@ class Blocks(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         del data
         os.chdir(self.where)  # relative paths of sources start there
         try:
-            carry_out_share(self.folder, self.phase, rank, world_size)
+            for _ in carry_out_share(self.folder, self.phase, rank, world_size):
+                pass
         except ZhengliuError as error:
             self.logs.mkdir(parents=True, exist_ok=True)
             write_bytes(self.logs / f"rank-{rank:05d}.error", str(error).encode())
@@ -78,7 +79,7 @@ class Close(PipelineStep):  # type: ignore[misc]
         close_phase(self.folder, self.phase)
 
 
-def carry_out(job: Job, phase: Phase, cluster: ClusterConfig) -> None:
+def carry_out(job: Job, phase: Phase, cluster: TasksCluster) -> None:
     """Do what is missing of ``phase`` on a local or Ray cluster and wait for it; not its end.
 
     Raises:
@@ -158,7 +159,7 @@ def slurm_chain(config: DataConfig, cluster: SlurmCluster, place: Path, folder: 
 
 
 def executor_of(
-    cluster: ClusterConfig, steps: list[PipelineStep], tasks: int, logs: Path, name: str = ""
+    cluster: TasksCluster, steps: list[PipelineStep], tasks: int, logs: Path, name: str = ""
 ) -> PipelineExecutor:
     """datatrove's executor for a kind of cluster; every rank runs at every start."""
     at_once = cluster.prep.at_once

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.block import Task
+from data_prep.executors.here import in_processes
 from data_prep.phases import phase_of
 from data_prep.plan import Job, block_size
 
@@ -25,13 +27,13 @@ def share(tasks: list[Task], rank: int, ranks: int) -> list[Task]:
     return own
 
 
-def carry_out_share(folder: Path, name: str, rank: int, ranks: int) -> None:
-    """Do the rank's part of a phase, as far as it is not done."""
+def carry_out_share(folder: Path, name: str, rank: int, ranks: int, workers: int = 1) -> Iterator[int]:
+    """Do the rank's part of a phase, as far as it is not done, in ``workers`` processes; yields how many blocks are."""
     job = Job.open(folder)
     phase = phase_of(name, job.config)
-    for task in share(job.tasks, rank, ranks):
-        if phase.facts(job, task) is None:
-            phase.work(task)
+    missing = [task for task in share(job.tasks, rank, ranks) if phase.facts(job, task) is None]
+    for done, _ in enumerate(in_processes(phase, missing, workers), 1):
+        yield done
 
 
 def close_phase(folder: Path, name: str) -> None:

@@ -32,6 +32,7 @@ class Hosts(Backend):
     """``runner: ssh`` or ``deepspeed``."""
 
     cluster: HostsCluster
+    whole_machines = True
 
     def nodes(self) -> list[str]:
         return [host.name for host in self.hosts()]
@@ -46,6 +47,9 @@ class Hosts(Backend):
         if cluster.hostfile is not None:
             return names.read_hostfile(Path(cluster.hostfile))
         return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+
+    def preparing(self) -> Hosts:
+        return self
 
     @property
     def python(self) -> str:
@@ -124,7 +128,7 @@ class Hosts(Backend):
     # ------------------------------------------------------------ start
 
     def describe(self, job: Job) -> str:
-        lines = [comment(job.place / "job.json")]
+        lines = [comment(job.place / "job.json"), job.shown()]
         front = ""
         if self.cluster.runner == "deepspeed":
             told = [f"{name}={shlex.quote(value)}" for name, value in self._told().items()]

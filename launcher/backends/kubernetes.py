@@ -47,9 +47,18 @@ class Kubernetes(Backend):
         """Whoever starts this need not have the pods' GPUs."""
         return self.cluster.processes or wanted or self.cluster.resources.gpus or 1
 
+    def preparing(self) -> Kubernetes:
+        """Pods without GPUs."""
+        resources = self.cluster.resources.model_copy(update={"gpus": 0})
+        return Kubernetes(self.cluster.model_copy(update={"resources": resources}))
+
+    def check(self, job: Job) -> None:
+        manifests.check_folder(job.folder, self.cluster)
+
     def describe(self, job: Job) -> str:
         text = manifests.to_yaml(self._manifests(job))
-        return f"{comment(job.place / 'job.json')}\n# {shlex.join(self._apply())} <<'END'\n{text}# END"
+        said = f"{comment(job.place / 'job.json')}\n{self._held(job).shown()}"
+        return f"{said}\n# {shlex.join(self._apply())} <<'END'\n{text}# END"
 
     def run(self, job: Job) -> None:
         text = manifests.to_yaml(self._manifests(job))

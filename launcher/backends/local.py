@@ -14,6 +14,7 @@ class Local(Backend):
     """The agent in this very process."""
 
     def describe(self, job: Job) -> str:
+        job = job.for_show()
         rendezvous = f"file://{job.folder.resolve()}/logs/.rendezvous-ID"
         lines = []
         for rank in range(job.ranks):

@@ -23,6 +23,7 @@ class Mpi(Backend):
     """``launcher: openmpi`` or ``mpich``; followed to its end, as hosts are."""
 
     cluster: MpiCluster
+    whole_machines = True
 
     def nodes(self) -> list[str]:
         return [host.name for host in self.hosts()] or [""] * (self.cluster.nodes or 1)
@@ -38,6 +39,9 @@ class Mpi(Backend):
         if cluster.hostfile is not None:
             return names.read_hostfile(Path(cluster.hostfile))
         return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+
+    def preparing(self) -> Mpi:
+        return self
 
     def command(self, job: Job) -> list[str]:
         """One process for each host, however many slots a hostfile gives it: they are for the ranks."""

@@ -71,6 +71,7 @@ class Slurm(Backend):
 
     cluster: SlurmCluster
     scheduled = True
+    restarts = True
 
     def nodes(self) -> list[str]:
         return [""] * self.cluster.nodes
@@ -119,7 +120,10 @@ class Slurm(Backend):
     def command(self, job: Job) -> list[str]:
         """sbatch with what may hold any letter: paths."""
         log = str(job.folder.resolve() / "logs").replace("%", "%%") + "/slurm-%j.log"
-        after = [f"--dependency=afterok:{':'.join(job.after)}", "--kill-on-invalid-dep=yes"] if job.after else []
+        waits = [f"afterok:{':'.join(job.after)}"] if job.after else []
+        waits += [f"afterany:{':'.join(job.behind)}"] if job.behind else []
+        after = [f"--dependency={','.join(waits)}"] if waits else []
+        after += ["--kill-on-invalid-dep=yes"] if job.after else []
         script = str(job.place.resolve() / "slurm.sh")
         return ["sbatch", "--parsable", f"--output={log}", f"--chdir={os.getcwd()}", *after, script]
 
@@ -128,7 +132,7 @@ class Slurm(Backend):
         shown = [f"{comment(job.place.resolve() / name)}\n{text.rstrip()}\n" for name, text in files.items()]
         return "\n".join([*shown, shlex.join(self.command(job))])
 
-    def run(self, job: Job) -> None:
+    def run(self, job: Job) -> str:
         """Submit; returns when the job is in the queue."""
         job.save()
         try:
@@ -143,6 +147,7 @@ class Slurm(Backend):
             f"scancel {number}. It ends with the run's own exit status.",
             flush=True,
         )
+        return number
 
 
 def submit(command: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -12,8 +13,7 @@ if __name__ == "__main__":
 from configs.cluster import HostsCluster, load_cluster
 from configs.errors import ZhengliuError
 from launcher.backends import BACKENDS
-from launcher.job import Job
-from launcher.launch import carry_through, mark
+from launcher.launch import carry_through
 from launcher.signals import Stopped
 
 
@@ -21,18 +21,9 @@ def main(folder: Path, cluster_file: str) -> int:
     cluster = load_cluster(cluster_file)
     assert isinstance(cluster, HostsCluster)
     backend = BACKENDS[cluster.kind](cluster)
-    nodes = backend.nodes()
     program = str(Path(__file__).with_name("light_rank.py"))
-    job = Job(
-        folder,
-        backend.ranks(None),
-        command=[sys.executable, "-I", program, str(folder)],
-        nodes=len(nodes),
-        hosts=nodes,
-        timeouts=cluster.supervision.timeouts,
-        mark=mark(),
-        followed=True,
-    )
+    command = [sys.executable, "-I", program, str(folder)]
+    job = replace(backend.job(folder, backend.ranks(None)), command=command)
     try:
         backend.check(job)
         carry_through(backend, job)

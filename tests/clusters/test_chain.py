@@ -70,8 +70,11 @@ def whole(net: Network, run_file: Path) -> Path:
     return made.folder
 
 
-def test_a_whole_run_by_deepspeeds_runner(net: Network, whole: Path) -> None:
+def test_a_whole_run_by_deepspeeds_runner(net: Network, whole: Path, run_file: Path) -> None:
+    """From raw text: the hosts have prepared it, too."""
     assert (whole / "report.html").is_file()
+    prepared = run_file.parent / "data" / "execution" / "shards" / "logs"
+    assert sorted(path.name for path in prepared.iterdir()) == ["rank-0.log", "rank-1.log"]
     for rank in range(4):
         assert f"rank {rank} of 4 ===" in (whole / "logs" / f"rank-{rank}.log").read_text()
     assert net.left_behind() == []

@@ -1,4 +1,4 @@
-"""A real OpenMPI: two agents on one machine, each a node of its own."""
+"""A real OpenMPI and a real MPICH: two agents on one machine, each a node of its own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.clusters, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 CLUSTER = """
 kind: mpi
+launcher: LAUNCHER
+mpirun: PROGRAM
 nodes: 2
 processes: 1
 interface: lo
@@ -35,8 +37,6 @@ MANY = ["stages.0.training.steps=400", "stages.0.training.checkpoint_every=20"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("mpirun") is None:  # a laptop may lack it; with CI=true a skip fails (tests/conftest.py)
-        pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
     folder = tmp_path_factory.mktemp("mpi") / "a b'c"
     folder.mkdir()
     config = open_prep(str(write_run(folder)), [f"data.folder={folder / 'data'}"])
@@ -44,9 +44,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(place: Path, name: str, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+@pytest.fixture(params=["openmpi", "mpich"])
+def kind(request: pytest.FixtureRequest) -> str:
+    program(request.param)
+    return str(request.param)
+
+
+def program(kind: str) -> str:
+    """By names that Debian's alternatives leave alone."""
+    names = {"openmpi": ["mpirun.openmpi", "mpirun"], "mpich": ["mpiexec.hydra"]}[kind]
+    found = next((path for path in map(shutil.which, names) if path is not None), None)
+    if found is None:  # a laptop may lack it; with CI=true a skip fails (tests/conftest.py)
+        pytest.skip(f"{names[0]} is not installed (Debian: openmpi-bin, mpich)")
+    return found
+
+
+def start(place: Path, kind: str, name: str, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
     file = place / f"{name}.yaml"
-    file.write_text(CLUSTER.replace("RESTARTS", str(restarts)))
+    text = CLUSTER.replace("LAUNCHER", kind).replace("PROGRAM", program(kind))
+    file.write_text(text.replace("RESTARTS", str(restarts)))
     run = [str(place / "small.yaml"), f"name={name}", f"data.folder={place / 'data'}", *words]
     command = [sys.executable, "-P", "-m", "launcher.cli", "run", *run, "--cluster", str(file)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -84,38 +100,41 @@ def stopped() -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def test_sigterm_is_a_checkpoint_and_75(place: Path, stopped: list[subprocess.Popen[str]]) -> None:
+def test_sigterm_is_a_checkpoint_and_75(place: Path, kind: str, stopped: list[subprocess.Popen[str]]) -> None:
     """And the same command goes on to the end."""
-    process = start(place, "stopped", *MANY)
+    name = f"stopped-{kind}"
+    process = start(place, kind, name, *MANY)
     stopped.append(process)
-    wait_for_steps(process, place, "stopped")
+    wait_for_steps(process, place, name)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
     assert "Stopped by SIGTERM. The state of the last step is in a checkpoint." in said
-    assert not ranks(place, "stopped")
-    process = start(place, "stopped", *MANY)
+    assert not ranks(place, name)
+    process = start(place, kind, name, *MANY)
     stopped.append(process)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert (place / "runs" / "stopped" / "report.html").is_file()
-    assert not ranks(place, "stopped")
+    assert (place / "runs" / name / "report.html").is_file()
+    assert not ranks(place, name)
 
 
-def test_a_killed_rank_is_named_and_69(place: Path, stopped: list[subprocess.Popen[str]]) -> None:
-    process = start(place, "killed", *MANY)
+def test_a_killed_rank_is_named_and_69(place: Path, kind: str, stopped: list[subprocess.Popen[str]]) -> None:
+    name = f"killed-{kind}"
+    process = start(place, kind, name, *MANY)
     stopped.append(process)
-    wait_for_steps(process, place, "killed")
-    victim = next(p for p in ranks(place, "killed") if p.environ().get("RANK") == "1")
+    wait_for_steps(process, place, name)
+    victim = next(p for p in ranks(place, name) if p.environ().get("RANK") == "1")
     victim.kill()
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 69, said
     assert "Rank 1 of 2 on" in said and "it was killed by SIGKILL" in said
-    assert not ranks(place, "killed")
+    assert not ranks(place, name)
 
 
-def test_any_string_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make(tmp_path, "a b'c; $(touch x)", monkeypatch, {"kind": "mpi", "nodes": 2, "interface": "lo"})
+def test_any_string_arrives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, object] = {"kind": "mpi", "launcher": kind, "mpirun": program(kind), "nodes": 2, "interface": "lo"}
+    made = make(tmp_path, "a b'c; $(touch x)", monkeypatch, facts)
     made.backend.run(made.job)
     made.check()
     assert not [folder for folder in (Path(), Path("/"), Path.home()) if (folder / "x").exists()]

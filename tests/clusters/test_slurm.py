@@ -191,3 +191,23 @@ def test_any_string_arrives(
     assert facts["JobState"] == "COMPLETED", (made.job.folder / "logs" / f"slurm-{job}.log").read_text()
     made.check()
     assert not [folder for folder in (Path(), Path("/"), Path.home()) if (folder / "x").exists()]
+
+
+def test_runs_of_a_sweep_wait_for_each_other(slurm: Slurm, place: Path) -> None:
+    """Two at once: the third waits for the end of the first, which here is no good one."""
+    file = place / "sweep.yaml"
+    block = f"\nsweep:\n  at_once: 2\n  grid: {{seed: [1, 2, 3]}}\n\noutput: {place / 'swept'}\n"
+    text = (place / "small.yaml").read_text(encoding="utf-8")
+    file.write_text(re.sub(r"\noutput: .*\n", block, text), encoding="utf-8")
+    held = cluster(place, sbatch='hold: ""')
+    said = distill(slurm, "run", str(file), f"data.folder={place / 'data'}", "--cluster", str(held))
+    jobs = re.findall(r"Submitted as Slurm job (\d+)", said)
+    assert len(jobs) == 3, said
+    waits = [slurm.facts(job)["Dependency"] for job in jobs]
+    assert waits[:2] == ["(null)", "(null)"] and waits[2].startswith(f"afterany:{jobs[0]}")
+    slurm.call("scancel", jobs[0])
+    deadline = time.monotonic() + 60
+    while slurm.facts(jobs[2])["Dependency"] != "(null)":
+        assert time.monotonic() < deadline, slurm.facts(jobs[2])
+        time.sleep(0.3)
+    slurm.call("scancel", *jobs[1:])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.follow import LINGER_SECONDS
 from tests.clusters.conftest import (
     NODE_TIMEOUT,
     ROOT,
@@ -252,6 +253,21 @@ def test_a_host_without_the_run_folder_is_named(two: Network) -> None:
     assert "    host2: cat: " in text
     assert "    host1: " not in text
     assert list(folder.iterdir()) == []
+
+
+def test_all_agents_killed_at_once_are_noticed_long_before_the_limit_of_a_stop(two: Network) -> None:
+    """`timeouts.stop` is 60 s here; the first agent is silent for longer than `timeouts.node`."""
+    made = launch_light(two)
+    began = time.monotonic()
+    for number in (1, 2):
+        os.kill(agent_of(two, number), signal.SIGKILL)
+    status, text = made.output()
+    seconds = time.monotonic() - began
+    figure("all agents killed", timeout=NODE_TIMEOUT, seconds=round(seconds, 2), orphans=len(two.left_behind()))
+    assert status == 69, text
+    assert "and its agent without a word" in text
+    assert seconds < NODE_TIMEOUT + LINGER_SECONDS + 3
+    assert two.left_behind() == []
 
 
 def agent_of(net: Network, number: int) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,16 @@ def wait_for(*paths: Path) -> list[int]:
         assert time.monotonic() < deadline, f"{paths} did not appear"
         time.sleep(0.01)
     return [int(p.read_text()) for p in paths]
+
+
+def test_agents_that_do_not_come_are_named(job: Acts, tmp_path: Path) -> None:
+    """After ``timeouts.join``, in which all must have started; on both sides."""
+    alone = replace(job("exit:0"), nodes=2, hosts=["n1", "n2"], interface="lo", timeouts=Timeouts(join=0.4))
+    alone.place.mkdir(parents=True)
+    with pytest.raises(LaunchError, match=r"No agent has reported within 0 s \(supervision\.timeouts\.join\) from: n2"):
+        agent.run(alone, 0)
+    with pytest.raises(LaunchError, match="the agent of the first node has not appeared within 0 s"):
+        agent.run(alone, 1)
 
 
 def test_all_well(job: Acts, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

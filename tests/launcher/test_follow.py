@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,25 @@ def test_signals_travel_with_the_beat(job: Job) -> None:
 def test_a_program_that_is_not_there(job: Job) -> None:
     with pytest.raises(LaunchError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
         Shell.start("a", ["/nowhere/no-such-ssh"], {})
+
+
+def test_a_first_agent_that_was_killed_is_not_waited_for(job: Job) -> None:
+    """Its file stays and stays the same; the launcher waits for as long as a node may be silent, not for the stop."""
+    patient = replace(job, timeouts=Timeouts(stop=300, node=1))
+    (job.place / "link.json").write_text('{"beat": 7}')
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match="host-0: `sh` ended with status 255") as error:
+        carry(patient, "exit 255")
+    assert error.value.exit_code == 69
+    assert 1.0 < time.monotonic() - began < 5.0
+
+
+def test_a_first_agent_that_beats_is_waited_for(job: Job) -> None:
+    patient = replace(job, timeouts=Timeouts(stop=300, node=0.5))
+    for number in range(10):
+        later(0.2 * number, lambda n=number: (job.place / "link.json").write_text(json.dumps({"beat": n})))
+    later(2.2, lambda: Verdict.stopped("the loss of host-0", complete=True).save(job.place))
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match="host-0: `sh` ended with status 255"):
+        carry(patient, "sleep 0.1; exit 255")
+    assert time.monotonic() - began > 2.0

@@ -146,6 +146,24 @@ def test_every_backend_describes_itself(name: str, tmp_path: Path) -> None:
     assert str(tmp_path) in said
 
 
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_no_backend_shows_a_value_that_goes_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``pass_variables`` may name a secret that is not called like one."""
+    monkeypatch.setenv("INNOCENT", "canary-secret")
+    mounted = [f"volumes.0.mount={tmp_path}"] if name == "kubernetes" else []
+    words = ["pass_variables=[INNOCENT]", "variables={API_TOKEN: canary-secret, TZ: UTC}"]
+    backend = BACKENDS[name](load_cluster(f"clusters/{name}", [*mounted, *words]))
+    job = backend.job(tmp_path, 2)
+    said = backend.describe(job)
+    assert "canary-secret" not in said
+    assert "API_TOKEN" in said and "***" in said and "UTC" in said
+    assert ("INNOCENT" in said) == (name != "local"), "here ranks inherit it"
+    if name != "local":
+        assert Job.open(job.save()).environment["INNOCENT"] == "canary-secret"
+
+
 def test_the_script_is_the_same_command(run_file: Path) -> None:
     script = ROOT / "launcher" / "launch.py"
     command = [sys.executable, "-I", str(script), str(run_file), "stages.0.training.stepps=1"]

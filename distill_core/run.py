@@ -107,8 +107,9 @@ def rank_program(folder: Path, work: Callable[[], None]) -> int:
     except Exception as error:
         traceback.print_exc()
         known = explained(error) or of_torch(error)
-        note_failure(note, current_stage.name, known or error, 70 if known is None else known.exit_code)
-        return 70 if known is None else known.exit_code
+        code = 70 if known is None else known.exit_code
+        note_failure(note, current_stage.name, known or error, code)
+        return code
 
 
 BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy comes: a process without threads can be forked
 
-from configs.errors import Requeue, ZhengliuError
+from configs.errors import Requeue, ZhengliuError, explained
 from distill_core.failing import note_failure
 from distill_core.pulse import pulse
 from launcher import devices
@@ -58,8 +58,10 @@ def main() -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        note_failure(note, said.phase, error, 70)
-        return 70
+        known = explained(error)
+        code = 70 if known is None else known.exit_code
+        note_failure(note, said.phase, known or error, code)
+        return code
 
 
 if __name__ == "__main__":

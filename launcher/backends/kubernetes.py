@@ -56,9 +56,9 @@ class Kubernetes(Backend):
         manifests.check_folder(job.folder, self.cluster)
 
     def describe(self, job: Job) -> str:
-        objects = self._manifests(job)
+        text = manifests.to_yaml(self._manifests(job))
         said = f"{comment(job.place / 'job.json')}\n{self._held(job).shown()}"
-        return f"{said}\n# {shlex.join(self._apply())} <<'END'\n{manifests.to_yaml(objects)}# END"
+        return f"{said}\n# {shlex.join(self._apply())} <<'END'\n{text}# END"
 
     def run(self, job: Job) -> None:
         text = manifests.to_yaml(self._manifests(job))

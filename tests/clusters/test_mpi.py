@@ -132,8 +132,9 @@ def test_a_killed_rank_is_named_and_69(place: Path, kind: str, stopped: list[sub
     assert not ranks(place, name)
 
 
-def test_any_string_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make(tmp_path, "a b'c; $(touch x)", monkeypatch, {"kind": "mpi", "nodes": 2, "interface": "lo"})
+def test_any_string_arrives(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, object] = {"kind": "mpi", "launcher": kind, "mpirun": program(kind), "nodes": 2, "interface": "lo"}
+    made = make(tmp_path, "a b'c; $(touch x)", monkeypatch, facts)
     made.backend.run(made.job)
     made.check()
     assert not [folder for folder in (Path(), Path("/"), Path.home()) if (folder / "x").exists()]

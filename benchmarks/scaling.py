@@ -38,6 +38,7 @@ from benchmarks.step.settings import BASE, H256, Setting, Shape
 from benchmarks.step.text import prepared
 from data_prep.corpus import Corpus
 from distill_core.engine import Rank, start_ranks, stop_ranks
+from distill_core.record import parameters
 
 SLIGHT = Shape(6, 64, 2, 128)
 """A teacher that costs nothing: bytes depend on the student alone."""
@@ -148,7 +149,7 @@ def traffic(wire: Wire, corpus: Corpus, teacher: Path, work: Path, rank: Rank) -
                 "micro_steps": statistics.mean(taken),
                 "bytes": wire.bytes / 2,
                 "calls": {name: number / 2 for name, number in wire.calls.items()},
-                "parameters": sum(p.numel() for p in parts.trainees[0].engine.module.parameters()),
+                "parameters": parameters(parts.trainees[0].engine.module),
             }
         )
         loop.close()

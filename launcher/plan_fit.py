@@ -84,14 +84,15 @@ def require_fit(plan: Plan, device: Device) -> None:
 def wire_bytes(stage: StagePlan, ranks: int, zero: int | None = None, micro_steps: int | None = None) -> float:
     """Bytes that each rank sends in one step: a ring's all-reduce of the gradients in the training precision.
 
-    ZeRO 3 also gathers the weights for the forward and the backward pass of every micro-step.
+    ZeRO 2 sends the gradients of every micro-step on (half of that each) and gathers the weights once; ZeRO 3 gathers
+    them for the forward and the backward pass of every micro-step, at most (a small student's stay in between).
     """
     zero = stage.training.zero_stage if zero is None else zero
     word = WORDS[stage.training.precision]
-    reduced = 2.0 * (ranks - 1) / ranks * word * stage.trained
-    if zero < 3:
-        return reduced
-    return reduced / 2 + 2.0 * (micro_steps or stage.micro_steps_on(ranks)) * (ranks - 1) / ranks * word * stage.trained
+    each, micro_steps = (ranks - 1) / ranks * word * stage.trained, micro_steps or stage.micro_steps_on(ranks)
+    if zero < 2:
+        return 2.0 * each
+    return (1.0 + micro_steps) * each if zero == 2 else 3.0 * micro_steps * each
 
 
 def scale_table(

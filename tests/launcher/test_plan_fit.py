@@ -164,7 +164,8 @@ def test_bytes_on_the_wire(prepared: Path) -> None:
     stage = planned(prepared).stages[1]
     assert wire_bytes(stage, 1) == 0
     assert wire_bytes(stage, 4) == pytest.approx(2 * 3 / 4 * 4 * stage.trained)  # fp32, a ring
-    assert wire_bytes(stage, 4, zero=3, micro_steps=2) == pytest.approx((1 + 4) * 3 / 4 * 4 * stage.trained)
+    assert wire_bytes(stage, 4, zero=2, micro_steps=3) == pytest.approx((1 + 3) * 3 / 4 * 4 * stage.trained)
+    assert wire_bytes(stage, 4, zero=3, micro_steps=2) == pytest.approx(2 * 3 * 3 / 4 * 4 * stage.trained)
 
 
 def test_other_numbers_of_devices(prepared: Path) -> None:

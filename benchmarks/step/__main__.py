@@ -1,4 +1,4 @@
-"""Our distillation step and published ones in one table: python -m benchmarks.step VOCABULARY FILES...
+"""Our distillation step and published ones in one table: python -m benchmarks.step [--vocabulary VOCAB.txt] [FILES...]
 
 All of them do the same work on the same text, in turns, step by step, in one process; figures are medians of ratios of
 processor seconds (GPU: of the wall). Nobody's data loading is measured but ours: peers get ready batches.
@@ -27,11 +27,14 @@ from benchmarks.step.text import prepared
 from distill_core.engine import Rank
 from distill_core.meter import resident_gigabytes
 
+VOCABULARY = 21128
+"""Entries of BERT's Chinese one, and at most of one that is trained on the text."""
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("vocabulary", type=Path, help="vocab.txt")
-    parser.add_argument("files", nargs="+", help="text, JSON lines")
+    parser.add_argument("files", nargs="*", default=["builtin:sample"], help="text, JSON lines; default: our sample")
+    parser.add_argument("--vocabulary", type=Path, help="vocab.txt; default: one trained on the text")
     parser.add_argument("--tinybert", type=Path, help="checkout of TinyBERT (the folder with general_distill.py)")
     parser.add_argument("--distilbert", type=Path, help="checkout of DistilBERT (the folder with distiller.py)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -53,7 +56,8 @@ class Run:
 
     def bench(self, name: str) -> Bench:
         setting = SETTINGS[name]
-        corpus = prepared(setting.text, self.given.files, self.given.vocabulary, self.work / "corpora")
+        vocabulary = self.given.vocabulary or VOCABULARY
+        corpus = prepared(setting.text, self.given.files, vocabulary, self.work / "corpora")
         peers = {peer: path for peer in ("tinybert", "distilbert") if (path := getattr(self.given, peer)) is not None}
         return Bench(setting, corpus, self.work, self.rank, peers, self.given.rounds + 1)
 
@@ -92,10 +96,10 @@ class Run:
 
     def memory(self) -> dict[tuple[str, str], float]:
         found = {}
-        passed = [str(self.given.vocabulary), *self.given.files, "--work", str(self.work)]
-        for peer in ("tinybert", "distilbert"):
-            path = getattr(self.given, peer)
-            passed += [] if path is None else [f"--{peer}", str(path)]
+        passed = [*self.given.files, "--work", str(self.work)]
+        for name in ("vocabulary", "tinybert", "distilbert"):
+            path = getattr(self.given, name)
+            passed += [] if path is None else [f"--{name}", str(path)]
         for setting, variants in MEMORY.items():
             for variant in variants:
                 if not self.late:

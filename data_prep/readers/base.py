@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
@@ -128,28 +127,3 @@ def file_size(path: str) -> int:
         raise DataError(
             f"Cannot read {path}: {error.strerror or error}. Check that it is a file and that this user may read it."
         ) from None
-
-
-def line_encoding(source: SourceConfig) -> str:
-    """The codec of ``source``, whose text can be cut at the byte 0x0A.
-
-    Raises:
-        DataError: there is no such codec, or its line breaks are not the ASCII ones (UTF-16, UTF-32, UTF-7).
-    """
-    try:
-        name = codecs.lookup(source.encoding).name
-        ascii_alike = bytes(range(128)).decode(name) == "".join(map(chr, range(128)))
-    except (LookupError, UnicodeError):
-        name, ascii_alike = "", False
-    if not name:
-        raise DataError(
-            f"{source.path}: there is no encoding {source.encoding!r}; use for instance `encoding: utf-8` "
-            "or `encoding: gb18030`."
-        )
-    if not ascii_alike:
-        raise DataError(
-            f"{source.path}: text in {source.encoding} cannot be cut at line breaks; convert the file first, "
-            f"e.g. `iconv -f {source.encoding} -t utf-8`."
-        )
-    # The byte order mark is stripped by the readers themselves, wherever a line starts with one.
-    return "utf-8" if name == "utf-8-sig" else name

@@ -8,16 +8,16 @@ from typing import Any
 
 import orjson
 
-from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
-from data_prep.readers.base import MAX_CHARACTERS, READERS, TEXTS, Reader, joined, line_encoding
-from data_prep.readers.streams import BOM, PACKED, Lines, check_file, compression, cut_at_lines, next_line
+from data_prep.readers.base import MAX_CHARACTERS, READERS, TEXTS, joined
+from data_prep.readers.lines import LinesReader
+from data_prep.readers.streams import BOM, PACKED, Lines, compression, next_line
 
 _BLANK = b" \t\r\n\0"
 
 
 @READERS.add("jsonl")
-class JsonlReader(Reader):
+class JsonlReader(LinesReader):
     """``.jsonl`` and ``.ndjson``, plain or compressed (gz, xz, zst, bz2).
 
     Blocks of plain files are byte ranges at line boundaries; a compressed file is one block. A record
@@ -26,16 +26,7 @@ class JsonlReader(Reader):
 
     endings = tuple(name + ending for name in (".jsonl", ".ndjson") for ending in PACKED)
 
-    def __init__(self, source: SourceConfig, index: int) -> None:
-        super().__init__(source, index)
-        self._encoding = line_encoding(source)
-        self._size = check_file(self.path)
-
-    def blocks(self, block_bytes: int) -> list[Block]:
-        if compression(self.path):
-            return [Block(self.index, self.path, 0, None)]
-        cuts = cut_at_lines(self.path, self._size, block_bytes, next_line)
-        return [Block(self.index, self.path, start, stop) for start, stop in cuts]
+    after = staticmethod(next_line)
 
     def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
         for offset, record in self._records(block, counts):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
-from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
-from data_prep.readers.base import READERS, Reader, line_encoding
-from data_prep.readers.streams import BOM, PACKED, Lines, check_file, compression, cut_at_lines, next_line
+from data_prep.readers.base import READERS
+from data_prep.readers.lines import LinesReader
+from data_prep.readers.streams import BOM, PACKED, Lines, compression, next_line
 
 MAX_DOCUMENT = 4 << 20
 """Bytes. A file without blank lines is one document; it is cut at line ends so that memory stays bounded."""
@@ -24,7 +24,7 @@ _READ = 1 << 20
 
 
 @READERS.add("text")
-class TextReader(Reader):
+class TextReader(LinesReader):
     """``.txt``, plain or compressed. Ids are byte offsets of a document's first line.
 
     A line that cannot be decoded is dropped and counted by itself; the other lines of its document stay.
@@ -32,16 +32,18 @@ class TextReader(Reader):
 
     endings = tuple(".txt" + ending for ending in PACKED)
 
-    def __init__(self, source: SourceConfig, index: int) -> None:
-        super().__init__(source, index)
-        self._encoding = line_encoding(source)
-        self._size = check_file(self.path)
-
-    def blocks(self, block_bytes: int) -> list[Block]:
-        if compression(self.path):
-            return [Block(self.index, self.path, 0, None)]
-        cuts = cut_at_lines(self.path, self._size, block_bytes, _next_document)
-        return [Block(self.index, self.path, start, stop) for start, stop in cuts]
+    @staticmethod
+    def after(file: BinaryIO) -> int:
+        """The first blank line that starts after the place of ``file``, or the end."""
+        next_line(file)
+        blank = True
+        while piece := file.readline(1 << 20):
+            blank = blank and not piece.removeprefix(BOM).strip(_BLANK)
+            if piece.endswith(b"\n"):
+                if blank:
+                    break
+                blank = True
+        return file.tell()
 
     def documents(self, block: Block, counts: Counts) -> Iterator[Document]:
         lines = Lines(self.path, block.start, block.stop)
@@ -117,16 +119,3 @@ class TextReader(Reader):
         document = self._document({"text": text}, offset, counts, "text")
         if document is not None:
             yield document
-
-
-def _next_document(file: BinaryIO) -> int:
-    """Offset after the first blank line that starts after the position of ``file``, or the end."""
-    next_line(file)
-    blank = True
-    while piece := file.readline(1 << 20):
-        blank = blank and not piece.removeprefix(BOM).strip(_BLANK)
-        if piece.endswith(b"\n"):
-            if blank:
-                break
-            blank = True
-    return file.tell()

@@ -252,7 +252,11 @@ def test_a_run_that_is_stopped_while_it_prepares_is_requeued(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("launcher.launch.prepare_data", lambda *_: signal.raise_signal(number))
-    assert distill("run", str(run_file)) == status
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
+    try:
+        assert distill("run", str(run_file)) == status
+    finally:
+        signal.signal(number, before)
     assert f"Stopped by {number.name}" in capsys.readouterr().err
 
 

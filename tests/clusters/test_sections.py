@@ -19,7 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.launch import prepare_data
 from launcher.pulses import FACTS, HEAD, SIZE
+from launcher.runfile import open_prep
 from tests.clusters.conftest import Launched, cluster_file, figure, launch, until
 from tests.clusters.hosts import Host, Network, variables
 from tests.launcher.conftest import write_run
@@ -80,7 +82,8 @@ def second_rank(made: Launched, before: set[int]) -> Place:
 @pytest.fixture
 def running(two: Network, tmp_path: Path) -> Iterator[Launched]:
     file, folder = write_run(tmp_path), tmp_path / "runs" / "small"
-    folder.parent.mkdir()
+    config = open_prep(str(file))
+    prepare_data(config.data, config.data_folder)  # else the first ranks on the hosts are those that prepare
     two.hostfile.write_text("".join(f"{host.name} slots=1\n" for host in two.hosts))
     timeouts = {"load": LOAD, "step": STEP, "checkpoint": STEP, "peer_grace": GRACE, "node": 20}
     cluster = cluster_file(two, "ssh", restarts=len(DEEDS) - 1, timeouts=timeouts)

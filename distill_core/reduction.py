@@ -8,6 +8,7 @@ them: one pass over gradients for the norm, one for the update.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from distill_core.engine import Rank
 
 
-class Step:
+class Step(ABC):
     """What both have in common.
 
     Args:
@@ -38,14 +39,14 @@ class Step:
         self.skipped = torch.zeros(2, device=rank.device)
         """Steps left out because their gradients were not finite: in all, and in a row up to now."""
 
+    @abstractmethod
     def step(self) -> None:
         """Update the weights with the accumulated gradients, and clear these. Collective."""
-        raise NotImplementedError
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 (nothing to do is right for most)
         """What follows on this stream sees the step's weights. The host does not wait."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """The parameters are as they were, without hooks."""
 
     def _update(self, norm: Tensor) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from launcher.job import Job
 from launcher.link import Hub, Spoke
 from launcher.pulses import Whereabouts
-from launcher.ranks import GOES_ON, PEER_LOST, REQUEUE, Failure
+from launcher.ranks import GOES_ON, PEER_LOST, REQUEUE, Failure, waited_for
 from launcher.verdict import Verdict
 
 REPORT_SECONDS = 0.25
@@ -158,10 +158,8 @@ class Chief:
         said = [failure for failure in report.stuck if failure.rank == rank]
         if said:
             return Verdict.failure(said[0], self._job)
-        seconds = max(where.unchanged, where.lifeless)
-        message = f"it has been there for {seconds:.0f} s, and others wait. {GOES_ON}"
-        log = str(self._job.folder / "logs" / f"rank-{rank}.log")
-        return Verdict.failure(Failure(rank, report.host, 0.0, 0, where, message, PEER_LOST, log), self._job)
+        log = self._job.folder / "logs" / f"rank-{rank}.log"
+        return Verdict.failure(waited_for(rank, where, report.host, log), self._job)
 
     def _lost(self, now: float) -> Verdict | None:
         silent = {

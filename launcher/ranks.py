@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from configs.errors import output_error
 from launcher.job import Job
-from launcher.pulses import PulseFile, Whereabouts
+from launcher.pulses import NO_LIFE_SECONDS, PulseFile, Whereabouts
 
 LAST_LINES = 15
 PEER_LOST = 69
@@ -161,15 +161,22 @@ def failure_of(one: Started, logs: Path, host: str) -> Failure | None:
 
 def hung(one: Started, where: Whereabouts, host: str) -> Failure:
     """A rank that made no progress for longer than its section may take."""
-    seconds = max(where.unchanged, where.lifeless)
-    alive = (
-        f"it has given no sign of life for {where.lifeless:.0f} s: it was stopped, or its machine is in trouble."
-        if where.lifeless > 3
-        else f"it has been there for {seconds:.0f} s, while it is alive."
-    )
-    message = f"it is stuck; {alive} {GOES_ON}"
     lines = last_lines(one.log, one.began_at)
-    return Failure(one.rank, host, 0.0, 0, where, message, PEER_LOST, str(one.log), lines)
+    return Failure(one.rank, host, 0.0, 0, where, standstill(where), PEER_LOST, str(one.log), lines)
+
+
+def waited_for(rank: int, where: Whereabouts, host: str, log: Path) -> Failure:
+    """A rank behind all others, one of which has waited for it too long; its own node has not called it stuck (yet)."""
+    return Failure(rank, host, 0.0, 0, where, standstill(where, waiting=True), PEER_LOST, str(log), last_lines(log, 0))
+
+
+def standstill(where: Whereabouts, waiting: bool = False) -> str:
+    """What is known of a rank that does not go on; ``waiting``: others wait, though its own time is not up."""
+    if where.lifeless > NO_LIFE_SECONDS:
+        silent = f"it has given no sign of life for {where.lifeless:.0f} s"
+        return f"it is stuck; {silent}: it was stopped, or its machine is in trouble. {GOES_ON}"
+    there = f"it has been there for {max(where.unchanged, where.lifeless):.0f} s"
+    return f"{there}, and others wait. {GOES_ON}" if waiting else f"it is stuck; {there}, while it is alive. {GOES_ON}"
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -137,6 +137,22 @@ def test_of_a_standstill_the_rank_that_is_behind(clock: Clock, line: FakeLine, j
     assert verdict.message.startswith("Rank 3 of 4 on b failed first, in stage 'student', step 3, section teacher")
 
 
+def test_the_rank_that_was_stopped_is_said_to_be_so_by_whoever_notices_first(
+    clock: Clock, line: FakeLine, job: Job
+) -> None:
+    chief = Chief(job, line)  # type: ignore[arg-type]
+    (job.folder / "logs").mkdir()
+    (job.folder / "logs" / "rank-3.log").write_text("its last words\n")
+    behind = report("b", 2, None, None)  # does not call its rank stuck, which is about to be
+    behind.places[3] = Whereabouts("student", 3, "teacher", 29.9, 29.9)
+    theirs(line, behind)
+    verdict = chief.hear(report("a", 0, None, None, stuck=[failure(0, "a")]))
+    assert verdict is not None
+    where = "Rank 3 of 4 on b failed first, in stage 'student', step 3, section teacher"
+    assert verdict.message.startswith(f"{where}: it is stuck; it has given no sign of life for 30 s")
+    assert "its last words" in verdict.message
+
+
 def test_a_stop_that_anyone_asks_for_reaches_everyone(clock: Clock, line: FakeLine, job: Job) -> None:
     chief = Chief(job, line)  # type: ignore[arg-type]
     theirs(line, report("b", 2, None, None, stop="SIGUSR1"))

@@ -23,9 +23,9 @@ MAX_VALUES = 100_000
 
 
 class Config(BaseModel):
-    """Base of every typed config: unknown keys are errors, values do not change after validation."""
+    """Base of every typed config: unknown keys are errors, numbers finite, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

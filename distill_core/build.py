@@ -240,7 +240,8 @@ def student_module(
     assert isinstance(stage, TrainedStage)
     who = f"stage {stage.name!r}"
     torch.manual_seed(config.seed)
-    stage = stage.model_copy(update={"objective": with_token_ids(config, stage, corpus)})
+    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
+    stage = stage.model_copy(update={"objective": with_token_ids(stage, pieces)})
     models = stage_models(config, index, corpus, labels, teachers)
     shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
     terms = objectives(stage, models.student.config, shapes)

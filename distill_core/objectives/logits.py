@@ -263,11 +263,9 @@ def need_equal_vocabularies(who: str, student: EncoderConfig, teacher: EncoderCo
     if student.vocab_size != teacher.vocab_size:
         raise ConfigError(
             f"{who} compares vocabulary logits entry by entry, but the student has {student.vocab_size} tokens and "
-            f"the teacher {teacher.vocab_size}. Use the teacher's vocabulary (data.tokenizer.vocab). Losses on hidden "
-            "states, attention and relations (hidden_mse, hidden_cosine, pkd, nst, fsp, emd, attention_scores, minilm, "
-            "minilmv2) compare token with token and need no equal sizes, only that both models read the same token ids "
-            "(as when one vocabulary is the other with rows added at its end). With another tokeniser a "
-            "student can learn from the teacher in a stage with a `task` only, by losses on whole texts (task_kd, pkd)."
+            f"the teacher {teacher.vocab_size}. Use the teacher's vocabulary (data.tokenizer.vocab). With another "
+            "tokeniser a student can learn from the teacher in a stage with a `task` only, by losses on whole texts "
+            "(task_kd, pkd)."
         )
 
 

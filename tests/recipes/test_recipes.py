@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -116,10 +117,13 @@ def loss_falls(folder: Path, stage: dict[str, Any]) -> None:
 
 
 def loads(folder: Path) -> None:
-    """The exported student in transformers: its own class, and finite outputs."""
+    """The exported student in transformers: no weight of its own class is missing, and outputs are finite."""
+    (own,) = AutoConfig.from_pretrained(folder).architectures
+    _, whole = getattr(transformers, own).from_pretrained(folder, output_loading_info=True)
+    assert not whole["missing_keys"] and not whole["mismatched_keys"], whole
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(["今天天气很好。", "De fiets."], padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**{k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}).last_hidden_state
     assert torch.isfinite(hidden).all()
-    assert (folder / "README.md").is_file() and AutoConfig.from_pretrained(folder).architectures
+    assert (folder / "README.md").is_file()

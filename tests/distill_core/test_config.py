@@ -61,7 +61,7 @@ def test_packaged_run_files_are_valid_and_round_trip(path: Any) -> None:
         (lambda t: t["stages"][1].update(objective=[]), "at least 1 item"),
         (lambda t: t["stages"][1].update(objective=[{"kind": "mlm", "weight": 0}]), "every loss has the weight 0"),
         (lambda t: t["stages"][1]["objective"][0].update(weight=math.nan), "finite number"),
-        (lambda t: t["stages"][0]["training"]["optimizer"].update(learning_rate=math.inf), "finite number"),
+        (lambda t: t["stages"][0]["training"].update(optimizer={"learning_rate": math.inf}), "finite number"),
         (lambda t: t.update(name="a/b"), "pattern"),
         (lambda t: t.update(evaluation={"sentences": ["no mask"]}), "exactly one [MASK]"),
     ],

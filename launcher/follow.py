@@ -150,6 +150,8 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             beat.at_once = True
             beat.ask_to_stop(str(asked.who))
         broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
+        if broken and lost is None:
+            verdict = read_verdict(job)  # again: an agent leaves its own before its shell ends
         if broken and lost is None and verdict is None:
             lost = broken[0]
             beat.ask_to_stop(f"the loss of {lost.name}")
@@ -159,7 +161,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             waited = time.monotonic() - ended
             over = waited > LINGER_SECONDS
             if verdict is not None and (over or not running):
-                return _final(verdict, lost)
+                return _final(verdict, lost, asked)
             if verdict is None and over and beat.stop is None:  # a runner that went with status 0
                 beat.ask_to_stop(f"the loss of {shells[0].name}")
             # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
@@ -167,7 +169,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
                 over = False
             if verdict is None and over and asked.at_once:
                 return Verdict.stopped(str(asked.who), complete=False)
-            if verdict is None and over:
+            if verdict is None and over and (verdict := read_verdict(job)) is None:  # it may just have ended
                 return _silence(lost, shells)
         time.sleep(POLL_SECONDS)
 
@@ -191,11 +193,11 @@ class FirstAgent:
         return time.monotonic() - self._heard < self._patience
 
 
-def _final(verdict: Verdict, lost: Shell | None) -> Verdict:
-    """A stop that we asked for because a shell had ended is that shell's failure."""
-    if lost is None or verdict.kind != "stopped":
-        return verdict
-    return _silence(lost, [lost])
+def _final(verdict: Verdict, lost: Shell | None, asked: Asked) -> Verdict:
+    """A stop that only we asked for, because a shell had ended, is that shell's failure."""
+    if lost is not None and asked.who is None and verdict.stopped_by(f"the loss of {lost.name}"):
+        return _silence(lost, [lost])
+    return verdict
 
 
 def _silence(lost: Shell | None, shells: Sequence[Shell]) -> Verdict:

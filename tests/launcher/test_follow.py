@@ -124,3 +124,34 @@ def test_a_first_agent_that_beats_is_waited_for(job: Job) -> None:
     with pytest.raises(LaunchError, match="host-0: `sh` ended with status 255"):
         carry(patient, "sleep 0.1; exit 255")
     assert time.monotonic() - began > 2.0
+
+
+def test_a_stop_is_no_loss_whichever_is_seen_first(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent leaves its verdict and its shell ends, both just after the launcher has looked for a verdict."""
+    real, looked = follow.read_verdict, list[bool]()
+
+    def late(one: Job) -> Verdict | None:
+        found = real(one)
+        if not looked:
+            looked.append(True)
+            Verdict.stopped("SIGTERM", complete=True).save(job.place, 1)
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(follow, "read_verdict", late)
+    with pytest.raises(Requeue, match="Stopped by SIGTERM"):
+        carry(job, "exit 75", "exit 75")
+
+
+def test_a_stop_that_somebody_else_asked_for_is_no_loss(job: Job) -> None:
+    """The first shell breaks at once; the agents stop, but by a signal to one of them that came before."""
+    later(0.5, lambda: Verdict.stopped("SIGUSR1", complete=True).save(job.place))
+    with pytest.raises(Requeue, match="Stopped by SIGUSR1"):
+        carry(job, "exit 255", "sleep 1")
+
+
+def test_whoever_wants_the_end_during_a_loss_gets_no_other_start(job: Job) -> None:
+    later(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    later(0.8, lambda: Verdict.stopped("the loss of host-0", complete=True).save(job.place))
+    with pytest.raises(Requeue):
+        carry(job, "exit 255", "sleep 1.5")

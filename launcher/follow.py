@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from configs.errors import LaunchError
+from configs.errors import ConfigError
 from launcher import link
 from launcher.agent import POLL_SECONDS, Asked
 from launcher.job import Job, write_private
@@ -45,7 +45,7 @@ class Shell:
 
     @classmethod
     def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Shell:
-        """Raises LaunchError: there is no such program."""
+        """Raises ConfigError: there is no such program."""
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         try:
             process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Shell:
                 cwd="/",
             )
         except OSError as error:
-            raise LaunchError(f"{argv[0]} cannot be started ({error.strerror}). Is it installed?") from None
+            raise ConfigError(f"{argv[0]} cannot be started ({error.strerror}). Is it installed?") from None
         return cls(name, Path(argv[0]).name, process, said)
 
     def last_words(self, count: int = 5) -> str:
@@ -142,6 +142,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
     first = FirstAgent(job)
     while True:
         watch.refresh()
+        first.warn()
         verdict = read_verdict(job)
         running = [shell for shell in shells if shell.process.poll() is None]
         if asked.who is not None and beat.stop is None:
@@ -181,12 +182,26 @@ class FirstAgent:
         self._file, self._patience = job.place / link.FILE, job.timeouts.node
         self._text: str | None = None
         self._heard = 0.0
+        self._seen = False
+
+    def _said(self) -> str | None:
+        try:
+            return self._file.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def warn(self) -> None:
+        """Say once what it warns of: what it prints itself goes to nobody."""
+        text = None if self._seen else self._said()
+        if text is not None:
+            self._seen = True
+            if warning := json.loads(text).get("warning"):
+                print(warning, flush=True)
 
     def at_work(self) -> bool:
         """Whether it has begun, has not ended, and was not killed: then its file stays, and stays as it is."""
-        try:
-            text = self._file.read_text(encoding="utf-8")
-        except OSError:
+        text = self._said()
+        if text is None:
             return False
         if text != self._text:
             self._text, self._heard = text, time.monotonic()

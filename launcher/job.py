@@ -28,7 +28,7 @@ PLACED = ("CUDA_VISIBLE_DEVICES",)
 HOSTS = "hosts"
 OF_MPI = ("HYDI_", "HYDRA_", "MPI_", "OMPI_", "PMIX_", "PMI_")
 """What mpirun tells the agent about itself. DeepSpeed would take it for the rank's own place, and refuse."""
-SECRET_WORDS = ("TOKEN", "SECRET", "PASS", "CREDENTIAL", "KEY")
+SECRET_WORDS = ("AUTH", "COOKIE", "CREDENTIAL", "DSN", "KEY", "PASS", "PWD", "SECRET", "TOKEN", "WANDB_API")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Job:
 
     def for_show(self) -> Job:
         """With ``***`` for the values of what was passed on by its name, or is called like a secret."""
-        secret = {name for name in self.environment if any(word in name.upper() for word in SECRET_WORDS)}
+        secret = {name for name in self.environment if like_a_secret(name)}
         hidden = dict.fromkeys(sorted(secret.union(self.hidden).intersection(self.environment)), "***")
         return replace(self, environment={**self.environment, **hidden})
 
@@ -189,19 +189,26 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def like_a_secret(name: str) -> bool:
+    return any(word in name.upper() for word in SECRET_WORDS)
+
+
 def passed_on(base: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, str]:
     """Of the launcher's own environment, what ranks on other nodes get: an allow-list, and what the user names.
 
     Whatever is called like a secret goes only by name.
+
+    Raises:
+        ConfigError: a variable that is named is not set.
     """
     listed = {
         name: value
         for name, value in base.items()
-        if (name.startswith(PASSED_ON) or name in PASSED_NAMES) and not any(word in name for word in SECRET_WORDS)
+        if (name.startswith(PASSED_ON) or name in PASSED_NAMES) and not like_a_secret(name)
     }
     missing = [name for name in names if name not in base]
     if missing:
-        raise LaunchError(
+        raise ConfigError(
             f"pass_variables names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set here. "
             "Set it, or take it out of the cluster file."
         )

@@ -7,10 +7,9 @@ import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 from configs.cluster import HostsCluster
-from configs.errors import ConfigError, LaunchError
+from configs.errors import ConfigError
 from launcher import hosts as names
 from launcher import shared
 from launcher.backends.base import BACKENDS, Backend, comment
@@ -43,10 +42,7 @@ class Hosts(Backend):
         return said or wanted or super().ranks(None)
 
     def hosts(self) -> list[names.Host]:
-        cluster = self.cluster
-        if cluster.hostfile is not None:
-            return names.read_hostfile(Path(cluster.hostfile))
-        return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+        return names.listed(self.cluster.hostfile, self.cluster.hosts)
 
     def preparing(self) -> Hosts:
         return self
@@ -58,7 +54,7 @@ class Hosts(Backend):
     def check(self, job: Job) -> None:
         """The runner is installed, ssh reaches each host, and each sees the run folder."""
         if self.cluster.runner == "deepspeed" and shutil.which("pdsh") is None:
-            raise LaunchError(
+            raise ConfigError(
                 "DeepSpeed's runner needs pdsh, and it is not installed here. Install it, or set `runner: ssh` in the "
                 "cluster file."
             )

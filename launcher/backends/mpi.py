@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from configs.cluster import MpiCluster
 from launcher import hosts as names
@@ -35,10 +34,7 @@ class Mpi(Backend):
         return said or self.cluster.processes or wanted or super().ranks(None)
 
     def hosts(self) -> list[names.Host]:
-        cluster = self.cluster
-        if cluster.hostfile is not None:
-            return names.read_hostfile(Path(cluster.hostfile))
-        return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+        return names.listed(self.cluster.hostfile, self.cluster.hosts)
 
     def preparing(self) -> Mpi:
         return self

@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from configs.cluster import SlurmCluster
-from configs.errors import LaunchError, output_error
+from configs.errors import ConfigError, LaunchError, output_error
 from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import HOSTS, ROOT, Job, write_private
 from launcher.node import encoded
@@ -154,10 +154,11 @@ def submit(command: list[str]) -> str:
     """Call sbatch; the number of the job.
 
     Raises:
-        LaunchError: there is none, or it refuses.
+        ConfigError: there is none.
+        LaunchError: it refuses.
     """
     if shutil.which(command[0]) is None:
-        raise LaunchError("There is no sbatch on this machine. Start this on a login node of the cluster.")
+        raise ConfigError("There is no sbatch on this machine. Start this on a login node of the cluster.")
     # SBATCH_* would overrule the script; SLURM_* is there when this runs in a job itself, and is not about the new one.
     kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(("SBATCH_", "SLURM_"))}
     done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False, errors="replace")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import Timeouts
-from configs.errors import LaunchError, Requeue
+from configs.errors import ConfigError, LaunchError, Requeue
 from launcher import follow
 from launcher.follow import Beat, Shell
 from launcher.job import Job
@@ -100,7 +100,7 @@ def test_signals_travel_with_the_beat(job: Job) -> None:
 
 
 def test_a_program_that_is_not_there(job: Job) -> None:
-    with pytest.raises(LaunchError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
         Shell.start("a", ["/nowhere/no-such-ssh"], {})
 
 
@@ -155,3 +155,11 @@ def test_whoever_wants_the_end_during_a_loss_gets_no_other_start(job: Job) -> No
     later(0.8, lambda: Verdict.stopped("the loss of host-0", complete=True).save(job.place))
     with pytest.raises(Requeue):
         carry(job, "exit 255", "sleep 1.5")
+
+
+def test_what_the_first_agent_warns_of_is_said_once(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """It prints where nobody looks."""
+    (job.place / "link.json").write_text(json.dumps({"address": "8.8.8.8", "warning": "warning: 8.8.8.8 is public."}))
+    later(0.5, lambda: Verdict("done").save(job.place))
+    carry(job, "sleep 0.8")
+    assert capfd.readouterr().out == "warning: 8.8.8.8 is public.\n"

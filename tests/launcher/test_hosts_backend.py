@@ -80,7 +80,7 @@ def test_the_run_folders_path_never_reaches_a_shell(tmp_path: Path) -> None:
 
 def test_without_pdsh_the_other_runner_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match=r"needs pdsh, and it is not installed here.*runner: ssh"):
+    with pytest.raises(ConfigError, match=r"needs pdsh, and it is not installed here.*runner: ssh"):
         backend().check(job(tmp_path))
 
 
@@ -103,7 +103,7 @@ def test_the_nodes_number_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RANK", "3")
     assert node_number("RANK") == 3
     monkeypatch.setenv("RANK", "x")
-    with pytest.raises(LaunchError, match="has not set RANK"):
+    with pytest.raises(ConfigError, match="RANK is not set"):
         node_number("RANK")
 
 

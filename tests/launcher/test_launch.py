@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import ClusterConfig, load_cluster
-from configs.errors import ConfigError, DataError, LaunchError, OutputError
+from configs.errors import ConfigError, DataError, OutputError
 from configs.loader import load
 from distill_core.config import RunConfig
 from launcher import devices, environment, launch
@@ -75,7 +75,7 @@ def test_prepared_data_needs_no_sources(run_file: Path, jobs: list[Job]) -> None
 
 def test_a_second_launch_in_the_same_folder_is_refused(run_file: Path, jobs: list[Job]) -> None:
     config = open_run(str(run_file), ["launch.backend=recorder"])
-    with folder_lock(config.folder), pytest.raises(LaunchError, match=r"Another distill process \(pid \d+\)"):
+    with folder_lock(config.folder), pytest.raises(ConfigError, match=r"Another distill process \(pid \d+ on .+\)"):
         launch.launch(config)
     assert launch.launch(config) == 0
 
@@ -88,7 +88,7 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.readline()
-    with pytest.raises(LaunchError, match=f"pid {process.pid}"), folder_lock(tmp_path):
+    with pytest.raises(ConfigError, match=f"pid {process.pid} on "), folder_lock(tmp_path):
         pass
     process.kill()
     process.wait()

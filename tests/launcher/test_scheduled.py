@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.errors import LaunchError
+from configs.errors import ConfigError
 from launcher import launch, scheduled
 from launcher.runfile import open_run
 
@@ -29,7 +29,7 @@ def test_who_is_a_rank() -> None:
     [({"RANK": "two"}, "RANK is 'two', which is no number"), ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE 2")],
 )
 def test_numbers_that_cannot_be(change: dict[str, str], words: str) -> None:
-    with pytest.raises(LaunchError, match=words):
+    with pytest.raises(ConfigError, match=words):
         scheduled._numbers(RANK | change)
 
 

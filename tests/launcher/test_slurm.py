@@ -156,7 +156,7 @@ def test_what_would_not_be_a_word_of_the_script(tmp_path: Path, line: str, said:
 
 def test_what_sbatch_says_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="no sbatch on this machine"):
+    with pytest.raises(ConfigError, match="no sbatch on this machine"):
         submit(["sbatch", "x"])
     program = tmp_path / "sbatch"
     program.write_text("#!/bin/sh\necho 'error: invalid partition specified: gpu' >&2\nexit 1\n")

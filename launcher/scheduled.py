@@ -34,6 +34,16 @@ def is_rank(variables: Mapping[str, str]) -> bool:
     return all(variables.get(name) for name in NAMES) and "ZHENGLIU_RENDEZVOUS" not in variables
 
 
+def refuse_several(variables: Mapping[str, str]) -> None:
+    """Raises ConfigError: each rank would be a launcher of all runs of a sweep."""
+    if is_rank(variables):
+        raise ConfigError(
+            "This is a sweep, and RANK, WORLD_SIZE and MASTER_ADDR are set, as by torchrun: ranks that are started so "
+            "are those of one run. Start the sweep by itself (with --cluster FILE for several machines), or its runs "
+            "(OUTPUT/NAME/0001-...) one by one under torchrun."
+        )
+
+
 def run(config: RunConfig, only: str | None = None) -> int:
     """Be this rank of ``config``'s run; its exit status.
 

@@ -10,6 +10,7 @@ import sys
 
 from configs.cluster import HostsCluster
 from configs.errors import ConfigError
+from configs.passing import USERS
 from launcher import hosts as names
 from launcher import shared
 from launcher.backends.base import BACKENDS, Backend, comment
@@ -20,7 +21,7 @@ from launcher.node import encoded
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10")
 PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 """Words that a shell and pdsh leave as they are."""
-KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TMPDIR", "USER")
+KEPT = tuple(sorted((*USERS, "SSH_AUTH_SOCK", "TMPDIR")))
 """What DeepSpeed's runner gets of this environment."""
 UNSET = ("CUDA_VISIBLE_DEVICES", "PYTHONPATH", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
 """What DeepSpeed sets for the process it starts, which is an agent and no rank: it is to see all of its node's GPUs."""

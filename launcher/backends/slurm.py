@@ -15,12 +15,10 @@ import sys
 
 from configs.cluster import SlurmCluster
 from configs.errors import ConfigError, LaunchError, output_error
+from configs.passing import BY_SLURM
 from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import HOSTS, ROOT, Job, write_private
 from launcher.node import encoded
-
-EXPORTED = "HOME,LANG,LC_ALL,LD_LIBRARY_PATH,LOGNAME,MODULEPATH,MODULESHOME,PATH,SHELL,USER"
-"""Of the environment of whoever submits; what ranks get beyond it stands in job.json."""
 
 SCRIPT = """\
 #!/bin/bash
@@ -98,7 +96,7 @@ class Slurm(Backend):
             "signal": f"B:USR1@{cluster.notice}",
             "open-mode": "append",
             "requeue": "",
-            "export": EXPORTED,
+            "export": ",".join(BY_SLURM),
             **cluster.sbatch,
         }
         return [f"--{key}={value}" if value != "" else f"--{key}" for key, value in said.items() if value is not None]

@@ -13,6 +13,7 @@ import pytest
 
 from configs.cluster import HostsCluster
 from configs.errors import ConfigError, LaunchError
+from configs.passing import passed_on
 from launcher import shared
 from launcher.backends.hosts import Hosts
 from launcher.job import ROOT, Job
@@ -141,3 +142,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write"):
         shared.check(tmp_path / "file" / "run", {"here": [sys.executable]})
+
+
+NAMES = ["ZHENGLIU_token", "NCCL_Auth", "TORCH_COOKIE", "HF_HUB_PWD", "OMP_DSN", "GLOO_wandb_api"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_called_like_a_secret_goes_only_by_its_name(tmp_path: Path, name: str) -> None:
+    """However it is written."""
+    base = {name: "canary", "NCCL_DEBUG": "INFO"}
+    assert passed_on(base) == {"NCCL_DEBUG": "INFO"}
+    assert passed_on(base, [name]) == base
+    assert "canary" not in Job(tmp_path, 1, environment=base).shown()

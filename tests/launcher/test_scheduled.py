@@ -11,7 +11,7 @@ import pytest
 
 from configs import loader
 from configs.errors import ConfigError
-from launcher import launch, scheduled
+from launcher import cli, launch, scheduled
 from launcher.runfile import open_run
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -44,6 +44,17 @@ def test_the_others_wait_for_this_very_configuration_and_the_data(run_file: Path
         launch.write(config.folder / path, text)
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_sweep_is_refused_where_each_rank_would_start_all_its_runs(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in RANK.items():
+        monkeypatch.setenv(name, value)
+    run_file.write_text(run_file.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
+    with pytest.raises(ConfigError, match="This is a sweep, and RANK, WORLD_SIZE"):
+        cli.run(str(run_file))
+    assert not (run_file.parent / "runs").exists()
 
 
 def test_one_machine_talks_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

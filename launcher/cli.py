@@ -64,6 +64,8 @@ def run(
     several = sweep.open_sweep(run_file, overrides or [])
     if several is not None:
         Current.folder = several.folder
+        if where is None and not dry_run:
+            scheduled.refuse_several(os.environ)
         if dry_run:
             typer.echo(sweep.dry_run(several, only, where))
         else:

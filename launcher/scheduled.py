@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs import loader
-from configs.errors import LaunchError
+from configs.errors import ConfigError, LaunchError
 from launcher import environment, launch, network
 from launcher.lock import folder_lock
 
@@ -32,6 +32,16 @@ RESTARTS = (
 def is_rank(variables: Mapping[str, str]) -> bool:
     """Whether this process is one of several that somebody else has started, and no rank of our own agents."""
     return all(variables.get(name) for name in NAMES) and "ZHENGLIU_RENDEZVOUS" not in variables
+
+
+def refuse_several(variables: Mapping[str, str]) -> None:
+    """Raises ConfigError: each rank would be a launcher of all runs of a sweep."""
+    if is_rank(variables):
+        raise ConfigError(
+            "This is a sweep, and RANK, WORLD_SIZE and MASTER_ADDR are set, as by torchrun: ranks that are started so "
+            "are those of one run. Start the sweep by itself (with --cluster FILE for several machines), or its runs "
+            "(OUTPUT/NAME/0001-...) one by one under torchrun."
+        )
 
 
 def run(config: RunConfig, only: str | None = None) -> int:
@@ -63,10 +73,10 @@ def _numbers(variables: Mapping[str, str]) -> tuple[int, int]:
     said = {name: variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     for name, text in said.items():
         if not text.isdigit():
-            raise LaunchError(f"{name} is {text!r}, which is no number. Who started this process sets it.")
+            raise ConfigError(f"{name} is {text!r}, which is no number. Who started this process sets it.")
     rank, world_size = int(said["RANK"]), int(said["WORLD_SIZE"])
     if rank >= world_size:
-        raise LaunchError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0.")
+        raise ConfigError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0.")
     return rank, world_size
 
 
@@ -108,10 +118,10 @@ def _defaults() -> None:
     if int(variables["WORLD_SIZE"]) == int(variables.get("LOCAL_WORLD_SIZE", "0")):
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
         return
-    interface = network.interface_of(network.own_address(None, [variables["MASTER_ADDR"]]))
-    if interface is not None:
-        variables.setdefault("GLOO_SOCKET_IFNAME", interface)
-        variables.setdefault("NCCL_SOCKET_IFNAME", interface)
+    if not variables.get("GLOO_SOCKET_IFNAME"):
+        found = network.interface_of(network.own_address(None, [variables["MASTER_ADDR"]]))
+        variables["GLOO_SOCKET_IFNAME"] = found
+    variables.setdefault("NCCL_SOCKET_IFNAME", variables["GLOO_SOCKET_IFNAME"])
 
 
 def _restarts_hang(variables: Mapping[str, str]) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.errors import LaunchError
-from launcher import launch, scheduled
+from configs.errors import ConfigError
+from launcher import cli, launch, scheduled
 from launcher.runfile import open_run
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -29,7 +29,7 @@ def test_who_is_a_rank() -> None:
     [({"RANK": "two"}, "RANK is 'two', which is no number"), ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE 2")],
 )
 def test_numbers_that_cannot_be(change: dict[str, str], words: str) -> None:
-    with pytest.raises(LaunchError, match=words):
+    with pytest.raises(ConfigError, match=words):
         scheduled._numbers(RANK | change)
 
 
@@ -44,6 +44,17 @@ def test_the_others_wait_for_this_very_configuration_and_the_data(run_file: Path
         launch.write(config.folder / path, text)
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_sweep_is_refused_where_each_rank_would_start_all_its_runs(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in RANK.items():
+        monkeypatch.setenv(name, value)
+    run_file.write_text(run_file.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
+    with pytest.raises(ConfigError, match="This is a sweep, and RANK, WORLD_SIZE"):
+        cli.run(str(run_file))
+    assert not (run_file.parent / "runs").exists()
 
 
 def test_one_machine_talks_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

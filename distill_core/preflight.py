@@ -51,6 +51,10 @@ def check(config: RunConfig, world_size: int) -> None:
     check_pairs(config)
     vocab_size = given_vocabulary(config)
     check_disk(config, vocab_size)
+    for stage in config.stages:
+        for source in model_sources(stage):
+            if config.stage_index(source) is None:
+                pretrained.folder_of(source, f"stage {stage.name!r}")
     for index, stage in enumerate(config.stages):
         who = f"stage {stage.name!r}"
         if isinstance(stage, TrainedStage):
@@ -257,8 +261,9 @@ def check_given(config: RunConfig, stage: AnyStage, source: str, shape: EncoderC
             f"{ours.vocab_size}; they must be the same vocabulary. (Only the teacher of a stage with a task may have "
             "another one, if its folder holds its tokenizer. Fine-tune it in a run of its own, and name that folder.)"
         )
-    if Path(source).is_dir() and any((Path(source) / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
-        theirs = open_tokenizer(Path(source), tokenizer)
+    folder = pretrained.cached(source)
+    if folder is not None and any((folder / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
+        theirs = open_tokenizer(folder, tokenizer)
         if theirs.hash != ours.hash:
             raise DataError(
                 f"{who}: data.tokenizer.vocab ({tokenizer.vocab}) and the vocabulary in {source} have the "

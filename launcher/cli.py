@@ -105,10 +105,10 @@ def prep(
     # Before numpy comes: it is not asked for matrix products here, and a process without threads can be forked.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from configs.cluster import load_cluster
-    from launcher import launch, sweep
+    from launcher import launch, pins, sweep
     from launcher.lock import folder_lock
 
-    configs = sweep.preps(run_file, overrides or [])
+    configs = [pins.settled(config) for config in sweep.preps(run_file, overrides or [])]
     where = None if cluster is None else load_cluster(cluster)
     for config in configs:
         launch.check_sources(config.data, config.data_folder)

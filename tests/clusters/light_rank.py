@@ -2,7 +2,8 @@
 
 ``light_rank.py FOLDER``: 600 steps of 0.1 s, in which the sections of a step follow each other; the step is kept in
 FOLDER/state-RANK, so that a next start can be seen to continue. With FOLDER/finish it ends well, with
-FOLDER/exit-RANK with the status that stands there, and with FOLDER/hang-RANK-SECTION it stays in that section.
+FOLDER/exit-RANK with the status that stands there, and with FOLDER/hang-RANK-SECTION it stays in that section,
+and leaves FOLDER/hangs-RANK-SECTION.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> int:
             pulse.at(section, step=step, stage="student")
             time.sleep(0.02)
             while (FOLDER / f"hang-{RANK}-{section}").exists():
+                (FOLDER / f"hangs-{RANK}-{section}").touch()
                 time.sleep(0.1)
         if (FOLDER / f"exit-{RANK}").exists():
             return int((FOLDER / f"exit-{RANK}").read_text())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent import KILL_GRACE
 from tests.clusters import hosts
 from tests.clusters.conftest import ROOT, Launched, cluster_file, figure, launch, until
 from tests.clusters.hosts import Network
@@ -94,7 +95,7 @@ def test_a_link_taken_down_then_a_rank_asked_to_stop_then_the_end(net: Network, 
     net.await_ssh(net[2])
     assert status == 69, text
     assert "Node host2 failed first" in text or "on host" in text
-    assert seconds < SILENCE + 2
+    assert seconds < SILENCE + 2 + KILL_GRACE
     assert net.left_behind() == []
 
     made = start(net, run_file, "disturbed", "ssh")

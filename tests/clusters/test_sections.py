@@ -27,7 +27,7 @@ from tests.clusters.hosts import Host, Network, variables
 from tests.launcher.conftest import write_run
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(900)]
-LOAD, STEP, GRACE = 40.0, 6.0, 1.0
+LOAD, STEP, GRACE = 60.0, 12.0, 1.0
 DEEDS = [
     *((section, signal.SIGKILL) for section in ("load", "teacher", "backward", "checkpoint")),
     *((section, signal.SIGSTOP) for section in ("teacher", "backward", "checkpoint", "load")),
@@ -55,6 +55,7 @@ class Place:
         while True:
             while self.read()[:2] != ("student", section):
                 assert time.monotonic() < deadline, f"the rank is in {self.read()}"
+                time.sleep(0.0002)
             os.kill(self.pid, signal.SIGSTOP)
             while psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
                 time.sleep(0.001)

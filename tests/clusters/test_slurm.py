@@ -145,7 +145,9 @@ def test_preempted_and_asked_to_stop_it_ends_with_the_same_bits(slurm: Slurm, pl
 def test_before_its_time_limit_it_goes_back_into_the_queue(slurm: Slurm, place: Path) -> None:
     job = submit(slurm, place, "limited", cluster(place, notice=100), *ENDLESS)
     wait_for_steps(place, "limited", 20)
-    slurm.call("scontrol", "update", f"jobid={job}", "TimeLimit=2")  # minutes, of which 100 s are notice
+    hours, minutes, _ = slurm.facts(job)["RunTime"].split(":")
+    limit = 60 * int(hours) + int(minutes) + 2  # so that one to two minutes are left, of which 100 s are notice
+    slurm.call("scontrol", "update", f"jobid={job}", f"TimeLimit={limit}")
     facts = slurm.wait(job, "PENDING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", seconds=180)
     slurm.call("scancel", job)
     said = log(place, "limited", job)

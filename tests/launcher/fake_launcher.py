@@ -18,7 +18,7 @@ from launcher.cli import status_of
 from launcher.job import Job
 from launcher.launch import carry_through
 
-TIMEOUTS = Timeouts(step=1.5, node=2.0, stop=3.0, peer_grace=0.2)
+TIMEOUTS = Timeouts(step=1.5, node=5.0, stop=3.0, peer_grace=0.2)
 
 
 def made(folder: Path, kind: str, command: list[str] | None = None) -> tuple[Backend, Job]:

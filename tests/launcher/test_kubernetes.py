@@ -296,9 +296,9 @@ def meanwhile(act: Any) -> Iterator[None]:
         thread.join()
 
 
-def await_file(path: Path) -> None:
+def await_file(path: Path, word: str = "") -> None:
     deadline = time.monotonic() + 20
-    while not path.exists() and time.monotonic() < deadline:
+    while not (path.exists() and word in path.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -347,8 +347,7 @@ def test_a_signal_deletes_the_job_and_waits_for_the_checkpoint(
     program, job = started(tmp_path)
 
     def pods() -> None:
-        await_file(kubectl / "asked")
-        time.sleep(0.1)
+        await_file(kubectl / "asked", " get ")  # whoever asks for the job's state heeds signals
         os.kill(os.getpid(), number)
         await_file(kubectl / "deleted")
         Verdict.stopped("SIGTERM", complete=True).save(job.place)

@@ -125,4 +125,4 @@ def test_a_teacher_of_the_hub_stays_the_same(corpus: Corpus, tmp_path: Path, mon
     assert status == 0, text
     assert (folder / "DONE.json").read_text() == done
     status, text = finish(distill("run", str(path), f"stages.student.teacher=[{{source: someone/bert@{later}}}]"))
-    assert status == 64 and later in text
+    assert status == 65 and f"someone/bert@{later}" in text

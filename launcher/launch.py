@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, the folder of this file is on the path instead of the project
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from launcher.cli import main
+
+    sys.argv[1:1] = ["run"]
+    main()
 
 from configs import loader
 from configs.cluster import ClusterConfig
@@ -202,10 +206,3 @@ def write(path: Path, text: str) -> None:
         aside.replace(path)
     except OSError as error:
         raise output_error(path, error) from error
-
-
-if __name__ == "__main__":
-    from launcher.cli import main
-
-    sys.argv[1:1] = ["run"]
-    main()

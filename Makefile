@@ -6,7 +6,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-clusters test-prep-kill test-recipes bench bench-prep lint typecheck check format clean
+.PHONY: help install quickstart test test-clusters test-prep-kill test-recipes bench bench-prep lint typecheck check audit format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ typecheck: install ## mypy, strict
 	@$(BIN)/mypy
 
 check: lint typecheck test ## Everything that CI checks, but the quickstart
+
+audit: install ## Known holes in what is installed, by pip-audit, and a bill of materials (sbom.json)
+	@$(BIN)/distill doctor --sbom sbom.json
+	@[ -x $(BIN)/pip-audit ] || { echo "make audit needs pip-audit: $(BIN)/pip install 'pip-audit>=2.7,<3'" >&2; exit 1; }
+	@$(BIN)/pip-audit --local --skip-editable
 
 format: install ## Let ruff rewrite the code
 	@$(BIN)/ruff check --fix .

@@ -30,6 +30,7 @@ setup(
         "numba>=0.60",
         "numpy>=1.26",
         "orjson>=3.9",
+        "packaging>=23",
         "psutil>=5.9",
         "pyarrow>=15",
         "pydantic>=2.7",
@@ -56,7 +57,9 @@ setup(
         "opencc": ["OpenCC>=1.2"],
         "web": ["fastwarc>=1", "resiliparse>=1"],
         "wiki": ["mwparserfromhell>=0.6.6"],
+        "audit": ["pip-audit>=2.7,<3"],
         "dev": [
+            "cyclonedx-python-lib>=9,<12",
             "datatrove>=0.10",
             "fastwarc>=1",
             "hypothesis>=6",

@@ -49,7 +49,8 @@ class Timeouts(Config):
     join: float = Field(default=300, gt=0)
     """For the agents of all nodes to start and to find each other."""
     node: float = Field(default=30, gt=0)
-    """Without a word from another node, or from the launcher where it stays connected."""
+    """Without a word from another node, or from the launcher where it stays connected; or for a rank to be stopped
+    (SIGSTOP), in whichever section."""
     stop: float = Field(default=300, gt=0)
     """For a step and its checkpoint, after SIGTERM or SIGUSR1, before the ranks are killed."""
     peer_grace: float = Field(default=1, ge=0)

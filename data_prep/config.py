@@ -18,7 +18,8 @@ class SourceConfig(Config):
     """One source of documents."""
 
     path: str
-    """A file, a folder, a glob, ``builtin:sample``, or (kind ``datasets``) a hub name or a local folder."""
+    """A file, a folder, a glob, ``builtin:sample``, or (kind ``datasets``) a local folder or a hub name,
+    ``ORG/NAME`` or ``ORG/NAME@COMMIT``."""
     kind: str = "auto"
     """``auto``: by the file's ending (.txt, .jsonl, .parquet, .warc, .wet, .xml; most of them also with .gz, .xz, .zst,
     .bz2); else the name of a reader: text, jsonl, parquet, warc, mediawiki, datasets, or one of a plugin."""

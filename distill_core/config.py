@@ -41,7 +41,7 @@ class TeacherConfig(Config):
     """Where a teacher's weights come from."""
 
     source: str
-    """The name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name (`ORG/NAME@COMMIT`)."""
     shape: ModelConfig | None = runtime(None)
     """Only for `distill plan` without the weights at hand."""
     weight: float = Field(default=1.0, gt=0)
@@ -74,8 +74,9 @@ class InitConfig(Config):
     head: bool = False
     """`teacher_layers`, `svd`: the masked-LM head too, as DistilBERT does; MiniRBT leaves it random."""
     source: str | None = None
-    """The name of an earlier stage, a local Hugging Face folder, or a hub name. `model`: its weights are taken whole;
-    `teacher_layers`, `svd`: the model that they are taken from instead of the stage's first teacher."""
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name (`ORG/NAME@COMMIT`). `model`: its
+    weights are taken whole; `teacher_layers`, `svd`: the model that they are taken from instead of the stage's first
+    teacher."""
 
     @model_validator(mode="after")
     def _keys_belong(self) -> InitConfig:
@@ -146,7 +147,7 @@ class FinetuneStage(Config):
     kind: Literal["finetune"]
     name: str = Field(pattern=NAME)
     model: str
-    """The name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    """The name of an earlier stage, a local Hugging Face folder, or a hub name (`ORG/NAME@COMMIT`)."""
     task: str
     """A name from the run's `tasks`."""
     rows: str | None = None
@@ -163,7 +164,7 @@ class AugmentStage(Config):
     kind: Literal["augment"]
     name: str = Field(pattern=NAME)
     model: str
-    """The masked LM: the name of an earlier stage, a local Hugging Face folder, or a hub name."""
+    """The masked LM: the name of an earlier stage, a local Hugging Face folder, or a hub name (`ORG/NAME@COMMIT`)."""
     task: str
     augment: AugmentConfig = Field(default_factory=lambda: AugmentConfig())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from configs import hub
 from configs.errors import ConfigError, DataError
 from data_prep.corpus import Corpus
 from data_prep.tokenizer import open_tokenizer
@@ -209,7 +210,7 @@ def objectives(
 
 def teacher_names(sources: list[str]) -> list[str]:
     """Short and different names of several teachers: the ends of their paths, as long as it takes."""
-    parts = [Path(source).parts for source in sources]
+    parts = [Path(hub.name_of(source)).parts for source in sources]
     for length in range(1, max(map(len, parts))):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
@@ -263,7 +264,7 @@ def check_vocabulary(shape: EncoderConfig, source: str, corpus: Corpus, who: str
             "Teacher and student read the same token ids; prepare the corpus with the model's vocabulary "
             "(data.tokenizer.vocab)."
         )
-    theirs, ours = Path(source) / "vocab.txt", corpus.tokenizer_folder / "vocab.txt"
+    theirs, ours = (pretrained.cached(source) or Path(source)) / "vocab.txt", corpus.tokenizer_folder / "vocab.txt"
     if theirs.is_file() and ours.is_file():
         a, b = (path.read_text(encoding="utf-8").rstrip("\n").split("\n") for path in (theirs, ours))
         pairs = list(itertools.zip_longest(a, b))  # a padded vocabulary has fewer lines than the model has rows

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from configs import hub
 from distill_core.config import AugmentStage, DistillStage, made_from, sources, trained
 from distill_core.outcome import ModelOutcome, Outcome, StageOutcome, TaskOutcome
 from distill_core.tasks.pretrained import ENDINGS
@@ -97,7 +98,7 @@ def card_data(
         library_name="transformers",
         pipeline_tag=what,
         tags=tags,
-        base_model=first.source if is_hub and first is not None else None,
+        base_model=hub.name_of(first.source) if is_hub and first is not None else None,
         model_name=f"{outcome.config.name}-{stage.name}",
         eval_results=results or None,
     )

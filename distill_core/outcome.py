@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs import hub
 from configs.errors import DataError, output_error
 from distill_core.config import (
     AnyStage,
@@ -176,7 +177,7 @@ def chain_models(config: RunConfig, folder: Path) -> dict[str, str]:
 
 def outside_name(source: str, stages: set[str]) -> str:
     """A short name for a teacher from outside: its folder's or its hub name."""
-    name = Path(source).name if Path(source).is_dir() else source
+    name = Path(source).name if Path(source).is_dir() else hub.name_of(source)
     return f"{name} (given)" if name in stages else name
 
 

@@ -52,6 +52,10 @@ def check(config: RunConfig, world_size: int) -> None:
     tokenizer = run_tokenizer(config)
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
     check_disk(config, vocab_size)
+    for stage in config.stages:
+        for source in model_sources(stage):
+            if config.stage_index(source) is None:
+                pretrained.folder_of(source, f"stage {stage.name!r}")
     for index, stage in enumerate(config.stages):
         who = f"stage {stage.name!r}"
         if isinstance(stage, TrainedStage):
@@ -261,8 +265,9 @@ def check_given(config: RunConfig, stage: AnyStage, source: str, shape: EncoderC
             f"another one, with losses that compare whole texts: {', '.join(sequence_losses())}; its folder must hold "
             "its tokenizer. Fine-tune it in a run of its own, and name that folder.)"
         )
-    if Path(source).is_dir() and any((Path(source) / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
-        theirs = open_tokenizer(Path(source), tokenizer)
+    folder = pretrained.cached(source)
+    if folder is not None and any((folder / name).is_file() for name in VOCABULARIES[tokenizer.kind]):
+        theirs = open_tokenizer(folder, tokenizer)
         if theirs.hash != ours.hash:
             raise DataError(
                 f"{who}: data.tokenizer.vocab ({tokenizer.vocab}) and the vocabulary in {source} have the "

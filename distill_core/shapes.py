@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from configs import hub
 from configs.errors import ConfigError
 from distill_core.config import DistillStage, RunConfig, TrainedStage, made_from
 from distill_core.models import pretrained
@@ -12,12 +11,12 @@ from distill_core.models.config import EncoderConfig, ModelConfig, presets
 
 def preset_of(source: str) -> str | None:
     """The preset that a hub name ends in."""
-    name = source.rsplit("/", 1)[-1].removeprefix("chinese-")
+    name = hub.name_of(source).rsplit("/", 1)[-1].removeprefix("chinese-")
     return name if name in presets() else None
 
 
 def source_shape(config: RunConfig, stage: TrainedStage, source: str, vocab_size: int) -> EncoderConfig:
-    """From `teacher.shape`, an earlier stage, a local config.json, or a preset of the same name."""
+    """From `teacher.shape`, an earlier stage, a config.json on this machine, or a preset of the same name."""
     teachers = stage.teacher if isinstance(stage, DistillStage) else []
     said = next((t.shape for t in teachers if t.source == source and t.shape is not None), None)
     if said is not None:
@@ -25,9 +24,9 @@ def source_shape(config: RunConfig, stage: TrainedStage, source: str, vocab_size
     earlier = config.stage_index(source)
     if earlier is not None:
         return stage_shape(config, earlier, vocab_size)
-    local = Path(source) / "config.json"
-    if local.is_file():
-        return pretrained.read_config(source, f"stage {stage.name!r}", weights=False)
+    local = pretrained.cached(source)
+    if local is not None and (local / "config.json").is_file():
+        return pretrained.read_config(str(local), f"stage {stage.name!r}", weights=False)
     preset = preset_of(source)
     if preset is not None:
         return ModelConfig(preset=preset).resolve()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs import hub
 from configs.errors import DataError, Requeue
 from configs.loader import identity as identity_of
 from data_prep.corpus import Corpus
@@ -247,7 +248,10 @@ def source_hash(config: RunConfig, name: str) -> str:
     files = [folder / weights for weights in pretrained.WEIGHTS]
     if index is not None:
         files.append(config.stage_folder(index) / "rows.jsonl")
-    return next((file_hash(path) for path in files if path.is_file()), name)
+    known = next((file_hash(path) for path in files if path.is_file()), None)
+    if known is not None or index is not None or hub.is_local(name):
+        return known or name
+    return hub.pin(name, "model", "stages")
 
 
 def run_stages(config: RunConfig, indices: Sequence[int], corpus: Corpus, rank: Rank) -> None:

@@ -178,7 +178,7 @@ class Agent:
 
     def report(self) -> Report:
         """Of this node's ranks, now."""
-        places = {one.rank: one.pulse.read() for one in self.started}
+        places = {one.rank: one.where() for one in self.started}
         statuses = {one.rank: one.status for one in self.started}
         failures = [f for one in self.started if (f := ranks.failure_of(one, self.logs, self.host)) is not None]
         stuck = [

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import typer
+from launcher.needed import needed, words
 
-from configs.errors import Requeue, explained
-from launcher.signals import Stopped, stop_signals
+with needed():
+    import typer
+
+    from configs.errors import Requeue, explained
+    from launcher.signals import Stopped, stop_signals
 
 USAGE, BUG = 64, 70
 
@@ -107,10 +110,10 @@ def prep(
     # Before numpy comes: it is not asked for matrix products here, and a process without threads can be forked.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from configs.cluster import load_cluster
-    from launcher import launch, sweep
+    from launcher import launch, pins, sweep
     from launcher.lock import folder_lock
 
-    configs = sweep.preps(run_file, overrides or [])
+    configs = [pins.settled(config) for config in sweep.preps(run_file, overrides or [])]
     where = None if cluster is None else load_cluster(cluster)
     for config in configs:
         launch.check_sources(config.data, config.data_folder)
@@ -225,8 +228,16 @@ def doctor(
     overrides: Overrides = None,
     hosts: Annotated[Path | None, typer.Option(metavar="FILE", help="A hostfile: examine these hosts, by ssh.")] = None,
     cluster: Annotated[str | None, typer.Option(metavar="FILE", help="Cluster file of kind hosts: likewise.")] = None,
+    bill: Annotated[
+        Path | None, typer.Option("--sbom", metavar="FILE", help="Instead: write what is installed, as CycloneDX JSON.")
+    ] = None,
 ) -> None:
     """Is this machine fit for a run, or (--hosts, --cluster) are those together? Exit status 0 if so, 1 if not."""
+    if bill is not None:
+        from launcher import sbom
+
+        typer.echo(f"Wrote {sbom.write(bill)} packages to {bill}")
+        return
     from configs.cluster import HostsCluster, load_cluster
     from configs.errors import ConfigError
     from launcher import doctor as examination
@@ -338,7 +349,8 @@ def status_of(command: Callable[[], object]) -> int:
         return 130
     except Exception as error:
         known = explained(error)
-        _complain(_crash(error) if known is None else str(known))
+        missing = words(error) if isinstance(error, ImportError) else None
+        _complain(missing or (_crash(error) if known is None else str(known)))
         return BUG if known is None else known.exit_code
 
 

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -63,5 +64,6 @@ def processor() -> str:
     return match.group(1).strip() if match else platform.processor()
 
 
-def to_json() -> str:
-    return json.dumps(describe(), indent=2, ensure_ascii=False) + "\n"
+def to_json(hub: Mapping[str, Any] | None = None) -> str:
+    """``hub``: the commits of what the run takes from there (pins.py)."""
+    return json.dumps(describe() | {"hub": dict(hub or {})}, indent=2, ensure_ascii=False) + "\n"

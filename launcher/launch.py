@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script, the folder of this file is on the path instead of the project
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from launcher.cli import main
+
+    sys.argv[1:1] = ["run"]
+    main()
 
 from configs import loader
 from configs.cluster import ClusterConfig
 from configs.errors import LaunchError, Requeue, output_error
-from launcher import devices, environment
+from launcher import devices, environment, pins
 from launcher.job import Job, mark
 from launcher.lock import folder_lock
 from launcher.signals import stop_signals
@@ -58,10 +62,11 @@ def begin(
     Returns:
         The job's number in the queue; [] where there is none.
     """
+    config = pins.settled(config)
     backend, job = plan_job(config, only, cluster)
     with stop_signals(), folder_lock(config.folder):
         write(config.folder / "config.yaml", loader.to_yaml(config))
-        write(config.folder / "environment.json", environment.to_json())
+        write(config.folder / "environment.json", environment.to_json(pins.record(config)))
         backend.check(job)
         if after is None:
             after = prepare_data(config.data, config.data_folder, prepares(backend))
@@ -110,6 +115,7 @@ def remaining(job: Job, lost: str | None, min_nodes: int | None) -> list[str]:
 def dry_run(config: RunConfig, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
     """What :func:`launch` would start; every check is made, nothing is prepared or started, no folder is left."""
     with leaving_no_folder(config.folder):
+        config = pins.settled(config)
         backend, job = plan_job(config, only, cluster)
         if (config.data_folder / "manifest.json").is_file():
             return backend.describe(job)
@@ -224,10 +230,3 @@ def write(path: Path, text: str) -> None:
         aside.replace(path)
     except OSError as error:
         raise output_error(path, error) from error
-
-
-if __name__ == "__main__":
-    from launcher.cli import main
-
-    sys.argv[1:1] = ["run"]
-    main()

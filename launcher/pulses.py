@@ -23,17 +23,21 @@ ORDER = ("start", "load", "prepare", *STEP_SECTIONS, "evaluate", "checkpoint", "
 """Of sections within a step, and of a stage: who is first in it is furthest behind."""
 NO_LIFE_SECONDS = 3.0
 """Without a life sign for so long, a rank that is stuck was stopped from outside, or its machine is in trouble."""
+LOOK_SECONDS = 1.0
+"""Longest time between two looks that counts: an agent that was stopped itself has not seen what its ranks did."""
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where a rank is: ages in seconds, of its last change of section and of its last life sign."""
+    """Where a rank is: ages in seconds, of its last change of section, of its last life sign, and of being stopped."""
 
     stage: str = ""
     step: int | None = None
     section: str = "start"
     unchanged: float = 0.0
     lifeless: float = 0.0
+    stopped: float = 0.0
+    """For so long the kernel has called it stopped (SIGSTOP), which no work looks like."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,12 +54,14 @@ class Whereabouts:
         return float(getattr(timeouts, self.section if self.section in named else "load"))
 
     def stuck(self, timeouts: Timeouts) -> bool:
-        return max(self.unchanged, self.lifeless) > self.limit(timeouts)
+        """For longer than its section may take. A missing life sign alone is no proof before that: a long call may keep
+        the thread that gives them from running, and ranks of a preparation have none. Being stopped is one."""
+        return max(self.unchanged, self.lifeless) > self.limit(timeouts) or self.stopped > timeouts.node
 
     def progress(self) -> tuple[bool, int, int, float]:
         """Sorts ranks: the one to blame for a standstill comes first."""
         place = ORDER.index(self.section) if self.section in ORDER else 0
-        return (self.lifeless < NO_LIFE_SECONDS, self.step or 0, place, -self.unchanged)
+        return (max(self.lifeless, self.stopped) < NO_LIFE_SECONDS, self.step or 0, place, -self.unchanged)
 
     def words(self) -> str:
         """``stage 'student', step 12, section backward``; of a rank that has not begun, what is known."""
@@ -65,6 +71,28 @@ class Whereabouts:
             f"section {self.section}" if self.section not in ("", "start") else "",
         ]
         return ", ".join(part for part in parts if part)
+
+
+class Stillness:
+    """How long the kernel has called a process stopped, by looks that are taken often."""
+
+    def __init__(self, pid: int) -> None:
+        self._stat = Path(f"/proc/{pid}/stat")
+        self._looked = time.monotonic()
+        self._seconds = 0.0
+
+    def seconds(self) -> float:
+        """0 while it runs, where it is gone, and where there is no /proc."""
+        now = time.monotonic()
+        since, self._looked = min(now - self._looked, LOOK_SECONDS), now
+        self._seconds = self._seconds + since if self._stopped() else 0.0
+        return self._seconds
+
+    def _stopped(self) -> bool:
+        try:
+            return self._stat.read_bytes().rpartition(b")")[2].split()[0] == b"T"
+        except (OSError, IndexError):
+            return False
 
 
 class PulseFile:

@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from configs.errors import output_error
 from launcher.job import Job
-from launcher.pulses import NO_LIFE_SECONDS, PulseFile, Whereabouts
+from launcher.pulses import NO_LIFE_SECONDS, PulseFile, Stillness, Whereabouts
 
 LAST_LINES = 15
 PEER_LOST = 69
@@ -52,8 +52,10 @@ class Started:
     asked: bool = False
     """To end after its step."""
     thread: threading.Thread = field(init=False)
+    still: Stillness = field(init=False)
 
     def __post_init__(self) -> None:
+        self.still = Stillness(self.process.pid)
         self.thread = threading.Thread(target=self._wait, daemon=True)
         self.thread.start()
 
@@ -62,6 +64,10 @@ class Started:
         self.ended = time.time()
         assert result is not None
         self.status = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def where(self) -> Whereabouts:
+        """Where it is now. Its process is not reaped, so that its number is nobody else's."""
+        return replace(self.pulse.read(), stopped=self.still.seconds())
 
     def signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # only a zombie is left in it
@@ -179,6 +185,8 @@ def standstill(where: Whereabouts, waiting: bool = False) -> str:
     if where.lifeless > NO_LIFE_SECONDS:
         silent = f"it has given no sign of life for {where.lifeless:.0f} s"
         return f"it is stuck; {silent}: it was stopped, or its machine is in trouble. {GOES_ON}"
+    if where.stopped > NO_LIFE_SECONDS:
+        return f"it is stuck; somebody has stopped it (SIGSTOP), {where.stopped:.0f} s ago. {GOES_ON}"
     there = f"it has been there for {max(where.unchanged, where.lifeless):.0f} s"
     return f"{there}, and others wait. {GOES_ON}" if waiting else f"it is stuck; {there}, while it is alive. {GOES_ON}"
 

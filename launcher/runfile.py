@@ -11,6 +11,7 @@ from configs import loader
 from configs.errors import ConfigError
 from configs.problems import Origins
 from data_prep.config import PrepConfig
+from launcher import pins
 
 if TYPE_CHECKING:
     from distill_core.config import RunConfig
@@ -27,14 +28,14 @@ def open_run(run: str, overrides: Sequence[str] = ()) -> RunConfig:
     from distill_core.config import RunConfig
     from distill_core.precision import as_recorded
 
-    return as_recorded(loader.validate(tree, RunConfig, origins, source))
+    return pins.recorded(as_recorded(loader.validate(tree, RunConfig, origins, source)))
 
 
 def open_prep(run: str, overrides: Sequence[str] = ()) -> PrepConfig:
     """Only ``name``, ``output`` and ``data`` of the run file: the other keys are not looked at."""
     tree, origins, source = read(run, overrides)
     part = {key: tree[key] for key in PrepConfig.model_fields if key in tree}
-    return loader.validate(part, PrepConfig, origins, source)
+    return pins.recorded(loader.validate(part, PrepConfig, origins, source))
 
 
 def read(run: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins, str]:

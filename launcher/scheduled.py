@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from configs import loader
 from configs.errors import ConfigError, LaunchError
-from launcher import environment, launch, network
+from launcher import environment, launch, network, pins
 from launcher.lock import folder_lock
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def run(config: RunConfig, only: str | None = None) -> int:
     from launcher.runfile import check_stage
 
     rank, world_size = _numbers(os.environ)
+    config = pins.settled(config) if rank == 0 else config
     check_stage([stage.name for stage in config.stages], only)
     preflight.check(config, world_size)
     _defaults()
@@ -86,7 +87,7 @@ def _begin(config: RunConfig, world_size: int) -> None:
     (config.folder / "logs").mkdir(parents=True, exist_ok=True)
     for rank in range(world_size):
         (config.folder / "logs" / f"rank-{rank}.error.json").unlink(missing_ok=True)
-    launch.write(config.folder / "environment.json", environment.to_json())
+    launch.write(config.folder / "environment.json", environment.to_json(pins.record(config)))
     launch.prepare_data(config.data, config.data_folder)
     launch.write(config.folder / "config.yaml", loader.to_yaml(config))  # last: the others wait for it
 
@@ -96,11 +97,16 @@ def _await_first(config: RunConfig) -> None:
 
     No limit of time: preparation takes what it takes, and whoever started the ranks ends them when rank 0 fails.
     """
-    wanted, parent = loader.to_yaml(config), os.getppid()
-    while not ((config.data_folder / "manifest.json").is_file() and _text(config.folder / "config.yaml") == wanted):
+    parent = os.getppid()
+    while not ((config.data_folder / "manifest.json").is_file() and _settled_so(config)):
         if os.getppid() != parent:
             raise LaunchError("Whoever started this rank is gone, before rank 0 had prepared the data.")
         time.sleep(WAIT_SECONDS)
+
+
+def _settled_so(config: RunConfig) -> bool:
+    """Whether config.yaml is this configuration, with the commits that rank 0 has found for names of the hub."""
+    return _text(config.folder / "config.yaml") == loader.to_yaml(pins.recorded(config))
 
 
 def _text(path: Path) -> str | None:

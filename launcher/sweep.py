@@ -23,7 +23,7 @@ from configs.errors import ConfigError, Requeue, ZhengliuError
 from configs.loader import Config
 from configs.sweep import Point, label, merged, points, take_sweep, validate_all
 from data_prep.config import NAME, DataConfig, PrepConfig
-from launcher import launch, side_by_side
+from launcher import launch, pins, side_by_side
 from launcher.lock import folder_lock
 from launcher.runfile import open_prep, read
 from launcher.side_by_side import Ended, Runs
@@ -110,7 +110,7 @@ def configs(sweep: Sweep) -> list[RunConfig]:
     from distill_core.config import RunConfig
     from distill_core.precision import as_recorded
 
-    return [as_recorded(config) for config in validate_all(sweep.runs, RunConfig, sweep.source)]
+    return [pins.recorded(as_recorded(config)) for config in validate_all(sweep.runs, RunConfig, sweep.source)]
 
 
 def dry_run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
@@ -146,7 +146,7 @@ def run(
             failed, with the highest of their exit statuses.
         Requeue: stopped from outside; the same command continues.
     """
-    runs = configs(sweep)
+    runs = [pins.settled(config) for config in configs(sweep)]
     left = [config for config in runs if not finished(config, only)]
     jobs = plan_all(sweep, left, only, cluster)
     titles = {

@@ -24,6 +24,7 @@ TOOLS = [
     "mkdir",
     "cp",
     "chmod",
+    "cut",
     "env",
     "touch",
 ]
@@ -35,12 +36,13 @@ case "$*" in
     *"import venv, ensurepip"*) exit {no_venv} ;;
     --version) echo "Python {version}" ;;
     "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "scripts/lock check"*) echo "{lock_says}" >&2; echo "xxhash==4.1.0 --hash=sha256:0"; exit {lock_status} ;;
     "-m pip install"*)
         echo "pip $*" >> pip.calls
         echo "{pip_says}"
         [ {pip_status} -eq 0 ] && touch .venv/bin/distill && chmod +x .venv/bin/distill
         exit {pip_status} ;;
-    -) cat > /dev/null; cat setup.py constraints.txt ;;
+    -) cat > /dev/null; cat setup.py constraints.txt requirements.lock ;;
 esac
 """
 
@@ -53,6 +55,7 @@ def project(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "scripts" / "bootstrap", tmp_path / "scripts")
     (tmp_path / "setup.py").write_text("setup\n")
     (tmp_path / "constraints.txt").write_text("pins\n")
+    (tmp_path / "requirements.lock").write_text("hashes\n")
     for tool in TOOLS:
         found = shutil.which(tool)
         assert found is not None
@@ -62,6 +65,7 @@ def project(tmp_path: Path) -> Path:
 
 def stub(project: Path, name: str = "python3", **values: object) -> None:
     facts = {"too_old": 0, "no_venv": 0, "version": "3.12.1", "pip_says": "Successfully installed", "pip_status": 0}
+    facts |= {"lock_says": "", "lock_status": 0}
     path = project / "bin" / name
     path.write_text(STUB.format(**(facts | values)))
     path.chmod(0o755)
@@ -75,7 +79,7 @@ def bootstrap(project: Path, **environment: str) -> subprocess.CompletedProcess[
 
 def installations(project: Path) -> int:
     calls = project / "pip.calls"
-    return len(calls.read_text().splitlines()) if calls.exists() else 0
+    return sum(line.endswith("--no-deps -e .") for line in calls.read_text().splitlines()) if calls.exists() else 0
 
 
 def test_the_second_call_installs_nothing(project: Path) -> None:
@@ -83,12 +87,15 @@ def test_the_second_call_installs_nothing(project: Path) -> None:
     first, second = bootstrap(project), bootstrap(project)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "creating .venv with Python 3.12.1" in first.stdout
-    assert "-c constraints.txt" in (project / "pip.calls").read_text()
+    chosen, hashed, itself = (project / "pip.calls").read_text().splitlines()
+    assert "--dry-run --report .venv/plan.json -e .[dev] -c constraints.txt" in chosen
+    assert "--no-deps --require-hashes -r .venv/plan.txt" in hashed
+    assert itself.endswith("--no-deps -e .")
     assert second.stdout == "bootstrap: .venv is up to date\n"
     assert installations(project) == 1
 
 
-@pytest.mark.parametrize("name", ["setup.py", "constraints.txt"])
+@pytest.mark.parametrize("name", ["setup.py", "constraints.txt", "requirements.lock"])
 def test_a_changed_file_installs_again_into_the_same_environment(project: Path, name: str) -> None:
     stub(project)
     bootstrap(project)
@@ -140,6 +147,24 @@ def test_too_little_disk(project: Path) -> None:
     assert done.returncode == 1
     assert "only 100 MB are free" in done.stderr
     assert installations(project) == 0
+
+
+def test_files_that_are_not_those_of_the_lock_are_not_installed(project: Path) -> None:
+    stub(project, lock_status=1, lock_says="lock: 1 file(s) are not those of requirements.lock: xxhash. Nothing was")
+    done = bootstrap(project)
+    assert done.returncode == 1
+    assert "1 file(s) are not those of requirements.lock: xxhash. Nothing was" in done.stderr
+    assert installations(project) == 0
+    assert "--dry-run" in (project / "pip.calls").read_text().splitlines()[-1]
+    assert not (project / ".venv" / ".installed").exists()
+
+
+def test_other_builds_are_said_and_installed(project: Path) -> None:
+    stub(project, lock_says="lock: not in requirements.lock, and taken as your index has it: torch 2.13.0+cu128")
+    done = bootstrap(project)
+    assert done.returncode == 0
+    assert "taken as your index has it: torch 2.13.0+cu128" in done.stdout
+    assert installations(project) == 1
 
 
 @pytest.mark.parametrize(

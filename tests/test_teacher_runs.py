@@ -101,3 +101,28 @@ def test_two_teachers_of_different_widths_with_the_same_name(corpus: Corpus, tmp
     assert names == {*each, "mlm", "total"}
     assert rows[0]["weighted/a/model/kd_ce"] == pytest.approx(rows[0]["loss/a/model/kd_ce"] / 2, rel=1e-5)
     assert "bert.embeddings.word_embeddings.weight" in load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_teacher_of_the_hub_stays_the_same(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its name stands for later: the run goes on with the commit that it began with. No network."""
+    place, commit, later = tmp_path / "cache" / "models--someone--bert", "1" * 40, "2" * 40
+    for seed, name in enumerate((commit, later)):
+        save_teacher(corpus, place / "snapshots" / name, seed=seed)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = run_file(tmp_path, corpus, [tmp_path], [{"kind": "kd_ce"}])
+    path.write_text(path.read_text().replace(f"source: {tmp_path}", "source: someone/bert"))
+    status, text = finish(distill("run", str(path)))
+    assert status == 0, text
+    assert f"As a line of the run file: source: someone/bert@{commit}" in text
+    folder = tmp_path / "run" / "stages" / "01-student"
+    done = (folder / "DONE.json").read_text()
+    assert commit in json.dumps(json.loads(done)["identity"])
+    (place / "refs" / "main").write_text(later)
+    status, text = finish(distill("run", str(path)))
+    assert status == 0, text
+    assert (folder / "DONE.json").read_text() == done
+    status, text = finish(distill("run", str(path), f"stages.student.teacher=[{{source: someone/bert@{later}}}]"))
+    assert status == 65 and f"someone/bert@{later}" in text

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from configs import hub
 from configs.errors import DataError
 from configs.registry import Registry
 from data_prep.config import SourceConfig
@@ -46,7 +47,7 @@ class Reader(ABC):
         self.source = source
         self.index = index
         self.path = source.path
-        self.name = Path(source.path).name
+        self.name = Path(hub.name_of(source.path)).name
 
     def __init_subclass__(cls) -> None:
         """A reader that derives from a faster one, and reads documents in its own way, is read in that way."""

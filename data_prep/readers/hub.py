@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from configs import hub
 from configs.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import Block, Counts, Document
@@ -15,6 +16,8 @@ from data_prep.readers.base import READERS, Reader
 @READERS.add("datasets")
 class HubReader(Reader):
     """``kind: datasets``; a hub name is streamed (one block), a local folder is cut into ranges of records.
+
+    Of a hub name it is the commit that stands behind its @; the launcher puts the newest there (launcher/pins.py).
 
     A local folder is either one written by ``save_to_disk`` or one that ``load_dataset`` reads.
     A record without a string ``id`` gets its number.
@@ -51,7 +54,8 @@ class HubReader(Reader):
     def _open(self, datasets: Any, folder: Path) -> Any:
         source = self.source
         if self._streamed:
-            return datasets.load_dataset(source.path, source.name, split=source.split, streaming=True)
+            name, commit = hub.split(source.path)
+            return datasets.load_dataset(name, source.name, split=source.split, streaming=True, revision=commit)
         saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
         if not saved:
             return datasets.load_dataset(str(folder), source.name, split=source.split)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from configs import hub
 from configs.errors import ConfigError, DataError
 from distill_core.batch import Batch
 from distill_core.features import MASKED_LOGITS
@@ -83,13 +84,14 @@ def load_tokenizer(model: Path | str, vocab_size: int) -> Any:
     from transformers import AutoTokenizer
 
     source = str(model)
-    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in pretrained.TOKENIZER_FILES):
+    folder = Path(source) if hub.is_local(source) else pretrained.folder_of(source, "tokenizer", weights=False)
+    if not any((folder / name).is_file() for name in pretrained.TOKENIZER_FILES):
         raise DataError(
             f"{source} holds no tokenizer (none of {', '.join(pretrained.TOKENIZER_FILES)}). Copy the files of the "
             "model's tokenizer into it."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers package raises plain Exceptions for damaged files
         raise DataError(f"The tokenizer of {source} cannot be loaded: {error}. Copy it there again.") from None
     if tokenizer.mask_token_id is None:

@@ -1,8 +1,15 @@
-"""Hugging Face folders in and out."""
+"""Hugging Face folders in and out.
+
+Of a model from outside only numbers are believed: config.json is read here, by a list of known keys, weights come as
+safetensors (of a folder of the user's also as ``pytorch_model.bin``, by torch's reader of weights alone), and what is
+named by a hub name is one commit of it.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from configs import hub
 from configs.errors import DataError
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
@@ -37,12 +45,62 @@ TOKENIZER_FILES = (
 )
 
 
+FETCHED = (
+    "config.json",
+    *TOKENIZER_FILES,
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+SAFE = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+"""What is fetched from the hub: no programs, no pickles."""
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A loaded model; ``missing_head``: the folder had no masked-LM head, so it is randomly initialised."""
 
     encoder: Encoder
     missing_head: bool
+
+
+def folder_of(source: str, who: str, weights: bool = True) -> Path:
+    """The folder of a model: a local one, or this machine's copy of a hub name's commit, which is fetched if need be.
+
+    Args:
+        source: a local folder, ``ORG/NAME@COMMIT`` or ``ORG/NAME``.
+        weights: whether weights are needed (and fetched).
+
+    Raises:
+        DataError: it is not there, holds no model or no weights, or cannot be fetched.
+    """
+    if hub.is_local(source):
+        if not Path(source).is_dir():
+            raise DataError(f"{who}: there is no folder {source}.")
+        check_folder(source, who, weights)
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    pinned = hub.pin(source, "model", who)
+    name, commit = hub.split(pinned)
+    try:
+        found = snapshot_download(name, revision=commit, allow_patterns=[*FETCHED, *(SAFE if weights else ())])
+    except Exception as error:  # of many kinds: the library's own, and those of what carries it
+        raise hub.unreachable(pinned, "model", who, error) from None
+    _check_snapshot(Path(found), pinned, who, weights)
+    return Path(found)
+
+
+def cached(source: str) -> Path | None:
+    """The folder of a model that is on this machine already, if only in part; None: it is not. No network."""
+    if hub.is_local(source):
+        return Path(source) if Path(source).is_dir() else None
+    from huggingface_hub import snapshot_download
+
+    name, _, commit = source.partition("@")
+    with suppress(OSError, ValueError):  # not there, or no name of the hub
+        found = snapshot_download(name, revision=commit or None, local_files_only=True, allow_patterns=["config.json"])
+        return Path(found)
+    return None
 
 
 def check_folder(source: str, who: str, weights: bool = True) -> None:
@@ -57,31 +115,64 @@ def check_folder(source: str, who: str, weights: bool = True) -> None:
         )
 
 
+def _check_snapshot(folder: Path, source: str, who: str, weights: bool) -> None:
+    """What was fetched is a model, whole, with weights that are no pickles."""
+    name, commit = hub.split(source)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{who}: {source} has no config.json; it is not a model for transformers.")
+    wanted = {"model.safetensors"}
+    if (folder / "model.safetensors.index.json").is_file():
+        wanted = set(_json(folder / "model.safetensors.index.json", who).get("weight_map", {}).values())
+    missing = sorted(file for file in wanted if not (folder / file).is_file())
+    if weights and missing:
+        raise DataError(
+            f"{who}: {source} has no {missing[0]}, or it was not fetched. Weights from the hub are read as safetensors "
+            f"alone, as pickles can hold programs. `hf download {name} --revision {commit}` fetches what there is; "
+            "with --local-dir FOLDER it makes a folder to be named instead, of which pytorch_model.bin is read too, "
+            "by torch's reader of weights alone."
+        )
+
+
+def _json(path: Path, who: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{who}: {path} cannot be read: {_first_line(error)} Fetch or write it again.") from None
+    return found
+
+
+def their_config(folder: Path, source: str, who: str) -> Any:
+    """transformers' configuration object of a model, made from the keys of its config.json that we know.
+
+    ``source`` names it in errors.
+    """
+    from transformers import AutoConfig
+
+    facts = _json(folder / "config.json", who)
+    kind = str(facts.get("model_type"))
+    if kind not in FAMILIES:
+        raise DataError(f"{who}: {source} is a {kind!r} model; the families {', '.join(FAMILIES)} are supported.")
+    known = {key: value for key, value in facts.items() if key in FAMILIES[kind].known}
+    try:
+        return AutoConfig.for_model(kind, **known)
+    except Exception as error:  # of many kinds: whatever a strange value meets
+        raise DataError(f"{who}: the config.json of {source} is not a usable shape: {_first_line(error)}") from None
+
+
 def read_config(source: str, who: str, weights: bool = True) -> EncoderConfig:
     """The shape of a local folder or hub model.
 
     Args:
-        weights: whether a local folder without weights is refused.
+        weights: whether a local folder without weights is refused; of a hub name they are fetched then.
 
     Whether the model has a pooler stands in its weights, not in its config.json: only :func:`load` says so.
     """
-    from transformers import AutoConfig
+    return _shape(their_config(folder_of(source, who, weights), source, who), source, who)
 
-    if Path(source).is_dir():
-        check_folder(source, who, weights)
-    elif source.startswith((".", "/", "~")):
-        raise DataError(f"{who}: there is no folder {source}.")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{who}: {source!r} is neither an earlier stage, nor a local folder, nor a model that could be "
-            f"fetched from the hub: {_first_line(error)}"
-        ) from None
-    if config.model_type not in FAMILIES:
-        raise DataError(
-            f"{who}: {source} is a {config.model_type!r} model; the families {', '.join(FAMILIES)} are supported."
-        )
+
+def _shape(config: Any, source: str, who: str) -> EncoderConfig:
     family = FAMILIES[config.model_type]
     _check_supported(config, family, source, who)
     try:
@@ -139,13 +230,20 @@ def read_weights(cls: Any, source: str, who: str) -> tuple[Any, set[str]]:
     """
     from transformers.utils import logging
 
+    folder = folder_of(source, who)
+    config = their_config(folder, source, who)
     no_progress_bars()
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is said here
     try:
-        # Of what a config.json may name as its attention, nothing is loaded: this model only brings weights.
         model, info = cls.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+            folder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=None if hub.is_local(source) else True,
         )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise DataError(

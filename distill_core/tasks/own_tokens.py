@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from configs import hub
 from configs.errors import ConfigError, DataError
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer import open_tokenizer
 from data_prep.tokenizer_base import Tokenizer
 from distill_core.config import AnyStage, DistillStage, RunConfig
+from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
-from distill_core.models.pretrained import TOKENIZER_FILES
 from distill_core.objective import Objective
 from distill_core.objectives import OBJECTIVES
 from distill_core.tasks.data import TaskData, make_data
@@ -76,13 +77,10 @@ def _is_ours(folder: Path, kind: str, settings: TokenizerConfig, ours: Tokenizer
 
 def tokenizer_folder(source: str, fetch: bool) -> Path | None:
     """The folder with the tokenizer of a local model or a hub name; None where it is not at hand."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if Path(source).is_dir() or source.startswith((".", "/", "~")):
-        return Path(source) if Path(source).is_dir() else None
-    with suppress(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        return Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES), local_files_only=not fetch))
+    if hub.is_local(source) or not fetch:
+        return pretrained.cached(source)
+    with suppress(DataError):
+        return pretrained.folder_of(source, source, weights=False)
     return None
 
 

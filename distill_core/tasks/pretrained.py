@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from configs.errors import DataError
@@ -73,17 +71,13 @@ def save(
 def task_kind_of(source: str) -> str | None:
     """The ending of the class in a folder's config.json if it is a task model's, else None.
 
-    Of a hub name, the copy that was fetched before (:func:`pretrained.read_config` fetches it).
+    Of a hub name, the copy that was fetched before (:func:`pretrained.folder_of` fetches it).
     """
-    path: Any = Path(source) / "config.json"
-    if not Path(source).is_dir():
-        with suppress(ValueError):  # not a hub name either
-            path = try_to_load_from_cache(source, "config.json")
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        return None
+    folder = pretrained.cached(source)
     try:
-        classes = json.loads(Path(path).read_text(encoding="utf-8")).get("architectures") or [""]
-    except (ValueError, AttributeError):  # pretrained.read_config tells what is wrong with it
+        facts = None if folder is None else json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        classes = (facts or {}).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError):  # pretrained.read_config tells what is wrong with it
         return None
     return next((ending for ending in ENDINGS.values() if str(classes[0]).endswith(ending)), None)
 
@@ -94,9 +88,7 @@ def check_head(source: str, kind: TaskKind, labels: list[str], who: str) -> list
     Raises:
         DataError: it is of another kind, or knows other labels.
     """
-    from transformers import AutoConfig
-
-    facts = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    facts = pretrained.their_config(pretrained.folder_of(source, who), source, who)
     if task_kind_of(source) != ENDINGS[kind]:
         raise DataError(f"{who}: {source} has no head for a task of kind {kind}. {_FINETUNE}")
     names = [str(facts.id2label[number]) for number in sorted(facts.id2label)]

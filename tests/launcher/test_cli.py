@@ -300,3 +300,39 @@ def test_a_folder_does_not_hide_a_packaged_run_file(tmp_path: Path, monkeypatch:
         "name: quickstart\ndata: {workers: 7, sources: [{path: builtin:sample}]}\n"
     )
     assert open_prep("quickstart").data.workers == 7
+
+
+# ---------------------------------------------------------------- packages that are not there
+
+
+@pytest.mark.parametrize("program", [["-m", "launcher.cli"], [str(ROOT / "launcher" / "launch.py")]])
+@pytest.mark.parametrize("package", ["typer", "yaml"])
+def test_a_missing_package_is_named(tmp_path: Path, program: list[str], package: str) -> None:
+    """Of the command itself, and of a verb; by a module that hides it."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = [*([] if program[0] != "-m" else ["run"]), "quickstart", f"output={tmp_path}"]
+    command = [sys.executable, *program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 70
+    said = " ".join(done.stderr.split())
+    assert f"distill: {package} is not installed, for the Python {sys.executable}." in said
+    assert f"`{sys.executable} -m pip install -e {ROOT} -c {ROOT / 'constraints.txt'}`" in said
+    assert "Traceback" not in said
+
+
+def test_a_broken_package_and_a_defect_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise ImportError("libx.so.1: cannot open shared object file", name="torch._C")
+
+    def ours() -> None:
+        from launcher.units import no_such_name  # type: ignore[attr-defined]
+
+        assert no_such_name
+
+    assert cli.status_of(broken) == 70
+    said = " ".join(capsys.readouterr().err.split())
+    assert "torch is installed, but cannot be imported (libx.so.1: cannot open shared object file)" in said
+    assert "--force-reinstall" in said
+    assert cli.status_of(ours) == 70
+    assert "This is a defect of distill" in capsys.readouterr().err

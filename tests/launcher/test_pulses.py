@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from configs.cluster import Timeouts
 from distill_core import pulse as written
 from launcher import pulses as read
-from launcher.pulses import PulseFile, Whereabouts
+from launcher.pulses import PulseFile, Stillness, Whereabouts
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,3 +87,40 @@ def test_who_is_to_blame_for_a_standstill() -> None:
     stopped = Whereabouts("s", 5, "backward", 61.0, 60.0)
     everyone = [waiting, behind, a_step_behind, stopped]
     assert sorted(everyone, key=Whereabouts.progress) == [stopped, a_step_behind, behind, waiting]
+
+
+@pytest.mark.parametrize("section", read.ORDER)
+def test_a_stopped_rank_is_stuck_in_any_section(section: str) -> None:
+    """Before its section's limit; one that only gives no life signs may be at work."""
+    timeouts = Timeouts(node=5)
+    assert Whereabouts(section=section, stopped=5.1).stuck(timeouts)
+    assert not Whereabouts(section=section, stopped=4.9, lifeless=100, unchanged=100).stuck(timeouts)
+    others = [Whereabouts("s", 1, "load", 60.0, 0.1), Whereabouts("s", 9, section, 60.0, 0.0, 5.1)]
+    assert min(others, key=Whereabouts.progress) is others[1]
+
+
+def test_what_the_kernel_says_of_a_process() -> None:
+    """One whose name looks like the end of what is read."""
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'x) R (', 0, 0, 0); print(flush=True); sys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        still = Stillness(process.pid)
+        assert still.seconds() == 0.0
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 20
+        while (first := still.seconds()) == 0.0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert first + 0.2 <= still.seconds() < first + 10
+        still._looked -= 3600  # the agent itself was stopped for an hour
+        assert still.seconds() < first + 10 + read.LOOK_SECONDS
+        process.send_signal(signal.SIGCONT)
+        while still.seconds() > 0.0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.stdin.close()
+        process.wait()
+        assert still.seconds() == 0.0  # not reaped by an agent, it would be a zombie

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -70,6 +71,14 @@ def on_nodes(config: DataConfig, folder: Path) -> None:
     carry_out = spread.on_nodes(config, folder, TWO)
     assert carry_out is not None
     carry_out(begun(config, folder), pipeline.phases(config)[-1])
+
+
+def ranks_of(folder: Path) -> Iterator[psutil.Process]:
+    """The ranks that prepare this folder."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "launcher.prep_rank" in words and str(folder) in words and "guard.py" not in " ".join(words):
+            yield process
 
 
 # ---------------------------------------------------------------- carried out
@@ -142,14 +151,10 @@ def test_a_lost_rank_is_started_again(tmp_path: Path) -> None:
     )
 
     def kill() -> None:
-        import psutil
-
         while True:
-            for process in psutil.process_iter(["cmdline", "pid"]):
-                words = process.info["cmdline"] or []
-                if "launcher.prep_rank" in words and str(folder) in words and "guard.py" not in " ".join(words):
-                    process.kill()
-                    return
+            for process in ranks_of(folder):
+                process.kill()
+                return
             time.sleep(0.01)
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -158,6 +163,31 @@ def test_a_lost_rank_is_started_again(tmp_path: Path) -> None:
     thread.join()
     assert len(list(folder.glob("execution/shards/launch/*/verdict.json"))) == 2
     check_same(pipeline.prepare(config, tmp_path / "here"), Corpus.open(folder))
+
+
+def test_a_stopped_rank_is_found_soon(tmp_path: Path) -> None:
+    """By its node's agent, after `timeouts.node`, and not only after `timeouts.prepare` (ten hours)."""
+    config, folder = texts(tmp_path), tmp_path / "there"
+    supervision = {"timeouts": {"peer_grace": 0, "node": 4}}
+    cluster = ClusterConfig.model_validate({"kind": "two", "interface": "lo", "supervision": supervision})
+    stopped: list[tuple[psutil.Process, float]] = []
+
+    def stop() -> None:
+        while not stopped:
+            for process in ranks_of(folder):
+                process.suspend()
+                stopped.append((process, time.monotonic()))
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    words = r"Rank \d of 2 on n\d failed first.*somebody has stopped it \(SIGSTOP\), \d+ s ago"
+    with pytest.raises(LaunchError, match=words) as error:
+        launch.prepare_data(config, folder, cluster)
+    ((process, since),) = stopped
+    assert time.monotonic() - since < 4 + 20
+    assert error.value.exit_code == 69 and not process.is_running()
 
 
 def test_blocks_that_are_seen_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,9 @@ SHARED = (
     "pad_token_id",
 )
 
+OTHERS = ("position_embedding_type", "is_decoder", "tie_word_embeddings", "id2label", "label2id", "problem_type")
+"""Further keys of a config.json that are read: what our encoder refuses, and what a head's outputs are."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -65,6 +68,14 @@ class Family:
     """Whether embeddings may be narrower than the hidden states."""
     bottleneck: bool = False
     """Whether the layers are MobileBERT's."""
+    keys: tuple[str, ...] = ()
+    """Keys of config.json that this family has besides those of BERT."""
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The keys of a config.json that are read; whatever else it says is not looked at."""
+        shape = (*SHARED, "type_vocab_size", "layer_norm_eps")
+        return frozenset((*shape, *self.fields.values(), *OTHERS, *self.keys))
 
     def theirs(self, name: str) -> str:
         """Their name of our parameter ``name``."""

@@ -35,5 +35,6 @@ FAMILIES.add("electra")(
         pooler=False,
         head_act="gelu",
         embedding_size=True,
+        keys=("embedding_size",),
     )
 )

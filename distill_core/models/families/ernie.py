@@ -28,4 +28,11 @@ class Ernie(Family):
         return super().settings(shape) | {"use_task_id": False}
 
 
-FAMILIES.add("ernie")(Ernie(masked_lm="ErnieForMaskedLM", base="ErnieModel", renames=(("bert.", "ernie."),)))
+FAMILIES.add("ernie")(
+    Ernie(
+        masked_lm="ErnieForMaskedLM",
+        base="ErnieModel",
+        renames=(("bert.", "ernie."),),
+        keys=("use_task_id", "task_type_vocab_size"),
+    )
+)

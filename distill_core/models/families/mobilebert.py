@@ -66,5 +66,16 @@ FAMILIES.add("mobilebert")(
         defaults={"hidden_act": "relu", "norm": "no_norm", "embedding_size": 128, "bottleneck": {}},
         embedding_size=True,
         bottleneck=True,
+        keys=(
+            "embedding_size",
+            "normalization_type",
+            "intra_bottleneck_size",
+            "num_feedforward_networks",
+            "use_bottleneck",
+            "use_bottleneck_attention",
+            "key_query_shared_bottleneck",
+            "trigram_input",
+            "classifier_activation",
+        ),
     )
 )

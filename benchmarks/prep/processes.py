@@ -19,7 +19,8 @@ from pathlib import Path
 from benchmarks.prep.end_to_end import write_jsonl
 from benchmarks.prep.timing import Row, show, texts_of
 
-PAIR_MEGABYTES = 192
+PAIR_MEGABYTES = int(os.environ.get("PAIR_MEGABYTES", "1000"))
+"""Of the input of bar 8: what its processes do not share is a second and a half of start and end."""
 PAIRS = int(os.environ.get("PAIRS", "1"))
 """How often bar 8 is measured."""
 MEMORY_MEGABYTES = int(os.environ.get("MEMORY_MEGABYTES", "2000"))

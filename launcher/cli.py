@@ -19,6 +19,7 @@ with needed():
 
     from configs.errors import Requeue, explained
     from launcher.signals import Stopped, stop_signals
+    from launcher.startup import collect_less
 
 USAGE, BUG = 64, 70
 
@@ -327,6 +328,7 @@ def _show(what: object) -> None:
 
 def main() -> NoReturn:
     """The console script: 0 done, 64 usage, an error's own status, 128 + signal, 70 a defect of ours."""
+    collect_less()
     if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of a path that are no text are printed as they are
         sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(status_of(lambda: app(prog_name="distill")))

@@ -51,7 +51,9 @@ class Scale:
     steps_per_layer: int
     """Of a progressive stage, before the others."""
     batch: int
-    """Sequences, or rows of a task, of an optimiser step."""
+    """Sequences of the corpus in an optimiser step."""
+    task_batch: int
+    """Rows of a task in a step."""
     learning_rate: float
     """On the corpus."""
     task_learning_rate: float
@@ -95,6 +97,7 @@ TINY = Scale(
     steps=14,
     steps_per_layer=1,
     batch=12,
+    task_batch=12,
     learning_rate=5e-3,
     task_learning_rate=5e-3,
     log_every=1,
@@ -119,7 +122,8 @@ SMALL = Scale(
     teacher_steps=1200,
     steps=60,
     steps_per_layer=5,
-    batch=32,
+    batch=16,
+    task_batch=32,
     learning_rate=2e-3,
     task_learning_rate=1e-3,
     log_every=5,
@@ -245,10 +249,12 @@ def _shrink_training(stage: dict[str, Any], model: Any, scale: Scale) -> None:
         stage["progressive"]["steps_per_layer"] = scale.steps_per_layer
         steps += scale.steps_per_layer * int(model["num_hidden_layers"])
     given = {name: value for name, value in stage["training"].items() if name in KEPT}
-    rate = scale.task_learning_rate if "task" in stage else scale.learning_rate
+    rate, batch = scale.learning_rate, scale.batch
+    if "task" in stage:
+        rate, batch = scale.task_learning_rate, scale.task_batch
     stage["training"] = given | {
         "steps": steps,
-        "global_batch_size": scale.batch,
+        "global_batch_size": batch,
         "micro_batch_tokens": 4096,
         "precision": "fp32",
         "optimizer": given.get("optimizer", {}) | {"learning_rate": rate},

@@ -3,8 +3,8 @@
     python -m benchmarks.recipes TEXTS... --train train.jsonl --dev dev.jsonl [--seeds 1 2 3] [--only RECIPES...]
 
 Each recipe, with each seed, is a run of `distill run` under OUT/runs; those that are finished are not made again, and
-broken off ones go on, so that the command can be repeated, also with more seeds. Teachers that are not given are made
-from the same texts. The page is made from all finished runs in OUT.
+broken off ones go on, so that the command can be repeated, also with other recipes and seeds, which are added. Teachers
+that are not given are made from the same texts. The page is made from all finished runs in OUT.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ def arguments(words: Sequence[str] | None, scale: Scale) -> argparse.Namespace:
 
 
 def spoken(words: Sequence[str]) -> str:
-    """The command, with the last parts of paths."""
-    return " ".join(["python -m benchmarks.recipes", *(Path(word).name if "/" in word else word for word in words)])
+    """The command, with the last parts of paths, and for all recipes: runs add up, however they were called for."""
+    shown, skip = ["python -m benchmarks.recipes"], False
+    for word in words:
+        skip = word == "--only" or (skip and not word.startswith("--"))
+        if not skip:
+            shown.append(Path(word).name if "/" in word else word)
+    return " ".join(shown)
 
 
 def main(words: Sequence[str] | None = None, scale: Scale = SMALL) -> int:

@@ -48,9 +48,9 @@ def write_page(
         *map(_fill, _material(material, teachers)),
         "## Reading the tables",
         _fill(READING.format(steps=material.scale.log_every)),
-        _fill(_hardly(found)),
+        _fill(hardly(found)),
         "## Curves",
-        *(_section(curves) for curves in found),
+        *(section(curves) for curves in found),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -117,7 +117,8 @@ def _teacher(kind: str, folder: Path) -> str:
     )
 
 
-def _hardly(found: Sequence[Curves]) -> str:
+def hardly(found: Sequence[Curves]) -> str:
+    """Which stages learn next to nothing."""
     slow = [
         f"`{curves.recipe}` {stage.name} ({stage.fall:.1%})"
         for curves in found
@@ -129,7 +130,8 @@ def _hardly(found: Sequence[Curves]) -> str:
     return f"Stages whose loss falls by less than {HARDLY:.0%} from the first column to the last: {', '.join(slow)}."
 
 
-def _section(curves: Curves) -> str:
+def section(curves: Curves) -> str:
+    """One recipe."""
     seeds = f"{len(curves.seeds)} seed{'s' if len(curves.seeds) > 1 else ''}"
     head = f"{published_shapes(curves.recipe)} as published; {kind_of(curves.recipe)}; {seeds}."
     if curves.unigram is not None:

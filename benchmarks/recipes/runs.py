@@ -129,7 +129,16 @@ def recipe_tree(recipe: str, material: Material, teacher: Path, seeds: Sequence[
     if "sources" in data:
         code = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
         data["folder"] = str(material.out / "corpora" / code)
-    return tree | {"name": recipe, "data": data, "sweep": {"grid": {"seed": list(seeds)}}}
+    asked = [*earlier_seeds(recipe, material.out), *seeds]
+    return tree | {"name": recipe, "data": data, "sweep": {"grid": {"seed": list(dict.fromkeys(asked))}}}
+
+
+def earlier_seeds(recipe: str, out: Path) -> list[int]:
+    """Those asked for before: a sweep's folders are numbered, so that new seeds come after them."""
+    path = out / "runs" / f"{recipe}.yaml"
+    if not path.is_file():
+        return []
+    return list(yaml.safe_load(path.read_text(encoding="utf-8"))["sweep"]["grid"]["seed"])
 
 
 def carry_out(tree: dict[str, Any], name: str, output: Path) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.recipes import __main__ as program
-from benchmarks.recipes.curves import Figure, spread
+from benchmarks.recipes import page
+from benchmarks.recipes.curves import Curves, Figure, Stage, spread
 from benchmarks.recipes.runs import RECIPES, first_rows, given_teacher, kind_of
 from benchmarks.recipes.small import SMALL, TINY, Scale, shrunken, small_shape
 from configs.errors import ConfigError
@@ -87,6 +88,11 @@ def test_first_rows_of_a_compressed_file(tmp_path: Path) -> None:
     assert first_rows(path, 9, tmp_path / "all.jsonl").read_text(encoding="utf-8") == "一\n二\n三\n"
 
 
+def test_the_command_shows_no_folders_and_all_recipes() -> None:
+    words = ["/a/text.txt", "--only", "pkd", "bort", "--seeds", "1", "2", "--train", "b/train.jsonl"]
+    assert program.spoken(words) == "python -m benchmarks.recipes text.txt --seeds 1 2 --train train.jsonl"
+
+
 def test_a_teacher_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="There is no model in"):
         given_teacher(tmp_path, "wordpiece", SMALL)
@@ -94,6 +100,32 @@ def test_a_teacher_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hidden_size 256 instead of 128"):
         given_teacher(tmp_path, "wordpiece", SMALL)
     assert kind_of("bort") == "bpe" and kind_of("pkd") == "wordpiece"
+
+
+def test_the_table_of_a_task() -> None:
+    intermediate = Stage(
+        name="intermediate",
+        kind="distill",
+        parameters=1234,
+        steps=10,
+        at=(5, 10),
+        losses=(Figure((9.0, 11.0)), Figure((9.9, 9.9))),
+        metric="accuracy",
+        student=None,
+        accuracy=None,
+        teacher=Figure((0.7, 0.8)),
+        seconds=Figure((3.0, 4.4)),
+    )
+    losses = (Figure((0.5, 0.7)), Figure((0.25, 0.35)))
+    prediction = dataclasses.replace(intermediate, name="prediction", losses=losses, student=Figure((0.5, 0.625)))
+    section = page.section(Curves("pkd", (1, 2), (intermediate, prediction), None, None, {}))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    assert rows[0] == ["stage", "parameters", "steps", "loss at 5", "loss at 10", "at the end", "teacher", "seconds"]
+    teacher = "accuracy 75.0% (70.0%–80.0%)"
+    assert rows[2] == ["intermediate", "1,234", "10", "10.00 (9.00–11.00)", "9.90", "–", teacher, "4 (3–4)"]
+    assert rows[3][3:6] == ["0.600 (0.500–0.700)", "0.300 (0.250–0.350)", "accuracy 56.2% (50.0%–62.5%)"]
+    named = page.hardly([Curves("pkd", (1, 2), (intermediate, prediction), None, None, {})])
+    assert "`pkd` intermediate (1.0%)" in named and "prediction" not in named
 
 
 @pytest.fixture
@@ -106,22 +138,22 @@ def words(tmp_path: Path) -> list[str]:
         rows = [json.dumps({"text_a": s, "label": "yes" if "的" in s else "no"}, ensure_ascii=False) for s in part]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     files = ["--train", str(tmp_path / "train.jsonl"), "--dev", str(tmp_path / "dev.jsonl")]
-    return [str(tmp_path / "text.txt"), *files, "--out", str(tmp_path / "out"), "--only", "distilbert", "pkd"]
+    return [str(tmp_path / "text.txt"), *files, "--out", str(tmp_path / "out"), "--only", "distilbert"]
 
 
 @pytest.mark.chain
 @pytest.mark.timeout(600)
 def test_the_program(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main([*words, "--seeds", "1", "2"], QUICK) == 0
-    page = (tmp_path / "out" / "curves.md").read_text(encoding="utf-8")
-    assert "### distilbert" in page and "### pkd" in page and "### bort" not in page
-    assert "12 x 768 -> 6 x 768 as published; wordpiece; 2 seeds" in page
-    assert "loss at 2 | loss at 4 | at the end" in page and "accuracy " in page and "Teacher, wordpiece" in page
-    assert str(tmp_path) not in page
+    text = (tmp_path / "out" / "curves.md").read_text(encoding="utf-8")
+    assert "### distilbert" in text and "### bort" not in text
+    assert "12 x 768 -> 6 x 768 as published; wordpiece; 2 seeds" in text
+    assert "loss at 2 | loss at 4 | at the end" in text and "Teacher, wordpiece" in text
+    assert str(tmp_path) not in text
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("DONE.json")}
-    assert len(finished) == 1 + 2 * (1 + 2)  # the teacher; distilbert's stage and pkd's two, with both seeds
+    assert len(finished) == 1 + 2  # the teacher's stage; the student's, with both seeds
     capsys.readouterr()
-    assert program.main([*words, "--seeds", "1"], QUICK) == 0
-    assert capsys.readouterr().out.startswith("2 of ")  # nothing was carried out
+    assert program.main([*words, "--seeds", "2"], QUICK) == 0
+    assert capsys.readouterr().out.startswith("1 of ")  # nothing was carried out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("DONE.json")} == finished
     assert "2 seeds" in (tmp_path / "out" / "curves.md").read_text(encoding="utf-8")

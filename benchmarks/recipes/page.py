@@ -24,6 +24,8 @@ OTHER_LANGUAGES = """Recipes of other languages run on the same text and rows, w
 and a vocabulary trained on the text: what is compared is the method, not the language."""
 READING = """A training loss is the weighted sum of all losses of the stage, and the mean of the {steps} steps that end
 at the step named. A figure is the mean over the seeds, with the least and the greatest in brackets where they differ.
+A cross-entropy against a teacher (`kd_ce`, `task_kd`, `attention_ce`) cannot fall below the teacher's own entropy,
+which for a teacher as weak as these is most of it.
 *At the end*: loss (nats) and accuracy of masked LM on held-out text, or a task's metric on its dev rows; – where the
 stage trains no head that could be asked. *Teacher*: the same figure of the stage's teacher. Seconds are of training and
 its evaluations on one core, which other work may have shared."""
@@ -80,7 +82,7 @@ def _scale_table(scale: Scale) -> str:
         ["learning rate", f"{scale.learning_rate:g}; on a task {scale.task_learning_rate:g}"],
         ["precision", "fp32"],
         ["stored mask views", "1 (no text is read twice)"],
-        ["augmentation", f"{scale.copies} copies of each text of a row"],
+        ["augmented copies of each text of a row", str(scale.copies)],
         ["early stopping, templates for bias, fill-mask sentences", "left out"],
         ["pseudo-perplexity", f"of {scale.perplexity_sequences} sequences"],
         ["teacher", "every published one: the small one of its tokenizer's kind"],
@@ -125,9 +127,29 @@ def hardly(found: Sequence[Curves]) -> str:
         for stage in curves.stages
         if stage.fall < HARDLY
     ]
-    if not slow:
-        return f"Every stage loses at least {HARDLY:.0%} of its first loss."
-    return f"Stages whose loss falls by less than {HARDLY:.0%} from the first column to the last: {', '.join(slow)}."
+    if slow:
+        text = (
+            f"Stages whose loss falls by less than {HARDLY:.0%} from the first column to the last: {', '.join(slow)}."
+        )
+    else:
+        text = f"Every stage loses at least {HARDLY:.0%} of its first loss."
+    return f"{text} {_unigrams(found)}"
+
+
+def _unigrams(found: Sequence[Curves]) -> str:
+    """What has not become better at masked LM than token frequencies are."""
+    worse = [
+        f"`{curves.recipe}` {stage.name}"
+        for curves in found
+        for stage in curves.stages
+        if stage.student is not None
+        and curves.unigram is not None
+        and stage.metric == "held-out loss"
+        and stage.student.mean > curves.unigram
+    ]
+    if not worse:
+        return "Every student that trains its masked-LM head beats the unigram baseline."
+    return f"Still above the unigram baseline in their held-out loss, after so few steps: {', '.join(worse)}."
 
 
 def section(curves: Curves) -> str:

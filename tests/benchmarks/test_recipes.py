@@ -126,6 +126,11 @@ def test_the_table_of_a_task() -> None:
     assert rows[3][3:6] == ["0.600 (0.500–0.700)", "0.300 (0.250–0.350)", "accuracy 56.2% (50.0%–62.5%)"]
     named = page.hardly([Curves("pkd", (1, 2), (intermediate, prediction), None, None, {})])
     assert "`pkd` intermediate (1.0%)" in named and "prediction" not in named
+    general = dataclasses.replace(prediction, name="general", metric="held-out loss", student=Figure((6.5,)))
+    assert "baseline in their held-out loss, after so few steps: `pkd` general." in page.hardly(
+        [Curves("pkd", (1,), (general,), 6.4, 100, {})]
+    )
+    assert "beats the unigram baseline" in page.hardly([Curves("pkd", (1,), (general,), 6.6, 100, {})])
 
 
 @pytest.fixture

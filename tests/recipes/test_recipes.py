@@ -20,7 +20,7 @@ from data_prep.config import DataConfig
 from data_prep.pipeline import prepare
 from data_prep.sentences import sentences
 from tests.data_prep.latin import TEXTS
-from tests.recipes.shrink import TRAINING, shrunken
+from tests.recipes.shrink import TINY, shrunken
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPES = sorted(path.stem for path in (PACKAGED / "recipes").glob("*.yaml"))
@@ -111,7 +111,7 @@ def loss_falls(folder: Path, stage: dict[str, Any]) -> None:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [row["loss/total"] for row in map(json.loads, lines) if "loss/total" in row]
     assert len(losses) == stage["training"]["steps"]
-    together = losses[-TRAINING["steps"] :]  # without the steps in which layers come one after another
+    together = losses[-TINY.steps :]  # without the steps in which layers come one after another
     first, last = sum(together[:3]) / 3, sum(together[-3:]) / 3
     assert last < first, (stage["name"], losses)
 

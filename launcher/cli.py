@@ -239,7 +239,7 @@ def doctor(
 
         typer.echo(f"Wrote {sbom.write(bill)} packages to {bill}")
         return
-    from configs.cluster import HostsCluster, load_cluster
+    from configs.cluster import load_cluster
     from configs.errors import ConfigError
     from launcher import doctor as examination
     from launcher.runfile import open_prep
@@ -251,7 +251,7 @@ def doctor(
         raise ConfigError("Give either --hosts or --cluster, not both.")
     from launcher import doctor_hosts
 
-    where = HostsCluster(kind="hosts", hostfile=str(hosts)) if cluster is None else load_cluster(cluster)
+    where = doctor_hosts.of_hostfile(hosts) if hosts is not None else load_cluster(str(cluster))
     findings = doctor_hosts.examine(folder, doctor_hosts.backend_of(where))
     raise typer.Exit(examination.show(findings, subject="These hosts are"))
 

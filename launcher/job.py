@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -137,8 +138,8 @@ class Job:
             return job.with_nodes(hosts, job.mark) if (hosts := _hosts_of(path)) else job
         except OSError as error:
             raise LaunchError(
-                f"{path} cannot be read on this node ({error.strerror}). The run folder must lie on a file system that "
-                "all nodes share, under the same path."
+                f"{path} cannot be read on {socket.gethostname()} ({error.strerror}). The run folder must lie on a "
+                "file system that all nodes share, under the same path."
             ) from None
         except (ValueError, TypeError, KeyError) as error:
             raise LaunchError(f"{path} is no description of a job ({error}). Start the run again.") from None

@@ -89,6 +89,11 @@ def _lock(file: int, patience: float, unwanted: Callable[[], str | None]) -> boo
             if time.monotonic() >= deadline or unwanted():
                 return False
             time.sleep(0.1)
+        except OSError as error:  # Lustre without `-o flock`, NFS without its lock service
+            raise ConfigError(
+                f"The file system of {os.path.realpath(f'/proc/self/fd/{file}')} cannot lock files ({error.strerror}). "
+                "Mount it so that it can, or choose another folder with `output=...`."
+            ) from None
     os.ftruncate(file, 0)
     os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return True

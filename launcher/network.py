@@ -43,7 +43,8 @@ def interface_of(address: str) -> str:
     Raises:
         ConfigError: only the loopback has it, or none, so that other nodes would not be reached by its name.
     """
-    wanted, names = ip_address(address), []
+    wanted, names = ip_address(address), list[str]()
+    name: str
     for name in psutil.net_if_addrs():
         addresses = [ip_address(one) for one in _addresses(name)]
         if addresses and not any(one.is_loopback for one in addresses):

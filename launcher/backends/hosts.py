@@ -54,13 +54,17 @@ class Hosts(Backend):
 
     def check(self, job: Job) -> None:
         """The runner is installed, ssh reaches each host, and each sees the run folder."""
+        self.check_runner(job)
+        shared.check(job.folder, {host: self.shell(host) for host in job.hosts})
+
+    def check_runner(self, job: Job) -> None:
+        """Raises ConfigError: it is not installed here, or would spoil a word."""
         if self.cluster.runner == "deepspeed" and shutil.which("pdsh") is None:
             raise ConfigError(
                 "DeepSpeed's runner needs pdsh, and it is not installed here. Install it, or set `runner: ssh` in the "
                 "cluster file."
             )
         self.commands(job)
-        shared.check(job.folder, {host: self.shell(host) for host in job.hosts})
 
     def commands(self, job: Job) -> list[tuple[str, list[str]]]:
         """(name, words) of each local process."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -100,6 +102,15 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
 def test_a_lock_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write"), folder_lock(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(ConfigError, match=r"file system of .*\.run\.lock cannot lock files"), folder_lock(tmp_path):
         pass
 
 

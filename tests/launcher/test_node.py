@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import Timeouts
-from configs.errors import ConfigError
+from configs.errors import ConfigError, LaunchError
 from launcher.job import HOSTS, ROOT, Job
 from launcher.lock import folder_lock
 from launcher.node import encoded, node_number
@@ -121,3 +122,8 @@ def test_what_is_shown_of_a_job_hides_secrets(tmp_path: Path) -> None:
     job = Job(tmp_path, 1, environment={"MY_TOKEN": "canary", "LANG": "C"}, timeouts=Timeouts(step=7))
     assert "canary" in job.text() and "canary" not in job.shown()
     assert '"LANG": "C"' in job.shown()
+
+
+def test_a_node_that_does_not_see_the_run_folder_says_its_name(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=f"cannot be read on {socket.gethostname()} .*all nodes share"):
+        Job.open(tmp_path / "launch" / "m" / "job.json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.errors import ConfigError
+from configs.errors import ConfigError, LaunchError
 from launcher import cli, launch, scheduled
 from launcher.runfile import open_run
 
@@ -38,12 +40,29 @@ def test_the_others_wait_for_this_very_configuration_and_the_data(run_file: Path
     launch.write(config.folder / "config.yaml", "name: of an earlier run\n")
     waiting = threading.Thread(target=scheduled._await_first, args=(config,), daemon=True)
     waiting.start()
-    for path, text in (("data/manifest.json", "{}"), ("config.yaml", loader.to_yaml(config))):
-        time.sleep(0.4)
-        assert waiting.is_alive()
-        launch.write(config.folder / path, text)
-    waiting.join(10)
-    assert not waiting.is_alive()
+    with scheduled._seen(config.folder):
+        for path, text in (("data/manifest.json", "{}"), ("config.yaml", loader.to_yaml(config))):
+            time.sleep(0.4)
+            assert waiting.is_alive()
+            launch.write(config.folder / path, text)
+        waiting.join(10)
+        assert not waiting.is_alive()
+    assert not (config.folder / scheduled.SIGN).exists()
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_folder_that_is_not_shared_is_refused(run_file: Path, monkeypatch: pytest.MonkeyPatch, left: bool) -> None:
+    """Also where an earlier run has left the same configuration, data, and even a sign on this host."""
+    monkeypatch.setattr(scheduled, "SIGN_SECONDS", 0.5)
+    config = open_run(str(run_file), [])
+    launch.write(config.folder / "config.yaml", loader.to_yaml(config))
+    launch.write(config.folder / "data" / "manifest.json", "{}")
+    if left:
+        launch.write(config.folder / scheduled.SIGN, '{"beat": 7}')
+    words = f"{socket.gethostname()}: nothing of rank 0 has been seen in {config.folder} for 0 s"
+    with pytest.raises(LaunchError, match=re.escape(words)) as error:
+        scheduled._await_first(config)
+    assert error.value.exit_code == 69
 
 
 def test_a_sweep_is_refused_where_each_rank_would_start_all_its_runs(

@@ -36,3 +36,19 @@ def pytest_make_collect_report() -> Generator[None, Any, None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("chain") is None and item.get_closest_marker("ranks") is None)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many exploits were blocked, where ``tests/test_exploits.py`` was run, which names all of them."""
+    done = {kind: [r.nodeid for r in terminalreporter.stats.get(kind, [])] for kind in ("passed", "failed", "error")}
+    if not any(name.startswith("tests/test_exploits.py::") for names in done.values() for name in names):
+        return
+    from tests.test_exploits import THREATS
+
+    exploits = {exploit for names in THREATS.values() for exploit in names}
+    tried = {kind: [name for name in names if name.partition("[")[0] in exploits] for kind, names in done.items()}
+    blocked, attempted = len(tried["passed"]), sum(map(len, tried.values()))
+    threats = sum(any(name.partition("[")[0] in THREATS[t] for name in tried["passed"]) for t in THREATS)
+    terminalreporter.write_line(
+        f"exploits blocked / attempted: {blocked} / {attempted} ({threats} of {len(THREATS)} threats were tried)"
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,17 +77,28 @@ def describe_tables(user_dictionary: str | None) -> dict[str, str]:
     folder = jieba_folder()
     parts = [folder / "dict.txt", *(folder / "finalseg" / f"prob_{part}.py" for part in ("start", "trans", "emit"))]
     try:
-        contents = [part.read_bytes() for part in parts]
+        digest = _digest(tuple((part, part.stat().st_mtime_ns, part.stat().st_size) for part in parts)).copy()
     except OSError as error:
         raise DataError(
             f"jieba in {folder} is not complete ({error}): `pip install --force-reinstall jieba`."
         ) from None
     if user_dictionary is not None:
-        contents.append(_read(user_dictionary))
-    digest = xxhash.xxh3_128()
-    for content in contents:
-        digest.update(len(content).to_bytes(8, "little") + content)
+        _add(digest, _read(user_dictionary))
     return {"name": "jieba", "version": importlib.metadata.version("jieba"), "hash": digest.hexdigest()}
+
+
+@lru_cache(maxsize=2)
+def _digest(states: tuple[tuple[Path, int, int], ...]) -> Any:
+    """Of the contents of some files in their ``states`` (time of change, size): each preparation asks several times."""
+    digest = xxhash.xxh3_128()
+    for part, _, _ in states:
+        _add(digest, part.read_bytes())
+    return digest
+
+
+def _add(digest: Any, content: bytes) -> None:
+    digest.update(len(content).to_bytes(8, "little"))
+    digest.update(content)
 
 
 def load_tables(user_dictionary: str | None) -> Tables:

@@ -11,14 +11,14 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep import block, report, shards
+from data_prep import block, shards
 from data_prep.atomic import ASIDE, sweep
 from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SimilarConfig, SourceConfig, TokenizerConfig
 from data_prep.corpus import Corpus
@@ -73,14 +73,6 @@ class Bench:
 
     def log(self) -> str:
         return (self.place / "log").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_plots() -> Iterator[None]:
-    """Drawing takes longer than all the rest of a preparation so small, and touches no file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "histogram", lambda *_: None)
-        yield
 
 
 def bench_of(place: Path, files: int, *others: str) -> Bench:

@@ -52,11 +52,11 @@ class Rank:
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """``values`` summed over the ranks, in place."""
+    def sum(self, values: Tensor, group: Any = None) -> Tensor:
+        """``values`` summed over the ranks, in place; ``group``: another one of all ranks."""
         if self.world_size > 1:
             with communication.timed():
-                dist.all_reduce(values)
+                dist.all_reduce(values, group=group)
         return values
 
 
@@ -195,6 +195,8 @@ class Engine:
             self._own = WholeStep(adam, clipping, rank, sent)
         elif training.precision == "bf16" and training.zero_stage == 1 and training.offload == "none":
             self._own = ShardedStep(optimizer, adam, clipping, rank, sent)
+            if rank.device.type == "cuda" and rank.world_size > 1:
+                self._own.send_early(list(module.parameters()))
         if self._own is not None:
             self._own.skipped += torch.tensor(self._skipped, device=rank.device)
         if training.precision == "fp16":
@@ -219,7 +221,7 @@ class Engine:
     def backward(self, total: Tensor, last: bool) -> None:
         """Accumulate gradients of a loss that is already divided by global counts; ``last`` closes the step."""
         if self._own is not None:
-            total.backward()  # type: ignore[no-untyped-call]
+            self._own.backward(total, last)
             return
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks; a sum of shares of a global mean is what is wanted.

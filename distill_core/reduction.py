@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distill_core.buckets import Bucket, Buckets, buckets_of
 from distill_core.collectives import communication
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Step(ABC):
         """Global norm of the last step's gradients before clipping."""
         self.skipped = torch.zeros(2, device=rank.device)
         """Steps left out because their gradients were not finite: in all, and in a row up to now."""
+
+    def backward(self, total: Tensor, last: bool) -> None:
+        """A micro-step's gradients, added to what is there; ``last``: :meth:`step` comes next."""
+        del last
+        total.backward()  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def step(self) -> None:
@@ -92,8 +98,11 @@ class ShardedStep(Step):
     DeepSpeed 0.19 sends these gradients by an all-reduce, of which each rank keeps its part only: with the all-gather
     of the weights half as many bytes again as one all-reduce of the gradients. It also reads the norm on the host twice
     a step. Here each rank gets the sum of its own part alone (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, section
-    7.2), so that a step sends as much as one all-reduce. On a GPU all of it runs on a stream of its own, beside what
-    the main one does before the student is used again: the next step's teachers.
+    7.2), so that a step sends as much as one all-reduce. On a GPU all of it runs on a stream of its own: gradients are
+    sent beside the rest of the last backward pass (``buckets.py``); norm, Adam and the all-gather of the weights
+    run beside what the main stream does before the student is used again, the next step's teachers. For that its
+    collectives have DeepSpeed's process group, a second one of all ranks: the counts of the next step go through the
+    first, and collectives of one group wait for each other.
 
     Args:
         optimizer: DeepSpeed's, which must neither accumulate nor reduce gradients itself.
@@ -103,9 +112,20 @@ class ShardedStep(Step):
     def __init__(self, optimizer: Any, adam: torch.optim.AdamW, clipping: float, rank: Rank, sent: torch.dtype) -> None:
         super().__init__(adam, clipping, rank, sent)
         self.optimizer, self.gradients = optimizer, Gradients(optimizer)
+        self.buckets: Buckets | None = None
         self._stream: torch.cuda.Stream | None = None
         if rank.device.type == "cuda":
             self._stream = torch.cuda.Stream(rank.device)  # type: ignore[no-untyped-call]
+
+    def send_early(self, order: Sequence[nn.Parameter]) -> None:
+        """From now on send gradients in buckets as they come, and not all at once behind the last backward pass (as on
+        a CPU, where nobody else is there to send them).
+
+        Args:
+            order: all parameters as the forward pass comes to them.
+        """
+        self.buckets = Buckets(buckets_of(self.optimizer, order, self.rank.world_size), self._send)
+        self.gradients.arrived = self.buckets.arrived
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
@@ -123,15 +143,32 @@ class ShardedStep(Step):
     def close(self) -> None:
         self.gradients.close()
 
+    def backward(self, total: Tensor, last: bool) -> None:
+        if self.buckets is not None and last:
+            self.buckets.begin()
+        super().backward(total, last)
+        if last:
+            self._reduce_rest()
+
     @torch.no_grad()
-    def step(self) -> None:
+    def _reduce_rest(self) -> None:
+        """What has not been sent yet. Here and not in :meth:`step`: students that are trained side by side share a
+        process group, and all ranks must send the same in the same order."""
         with self._beside():
             self.gradients.complete()
+            if self.buckets is not None:
+                self.buckets.finish()
+                return
             parts = self.optimizer.fp32_groups_gradient_flat_partition
             for whole, mine in zip(self.optimizer.fp32_groups_gradients_flat, parts, strict=True):
                 self._reduce(whole, mine)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        with self._beside():
+            parts = self.optimizer.fp32_groups_gradient_flat_partition
             norms = torch.stack([torch.linalg.vector_norm(part) for part in parts])
-            norm = self.rank.sum((norms * norms).sum()).sqrt()
+            norm = self.rank.sum((norms * norms).sum(), self._group).sqrt()
             for master, part in zip(self.optimizer.fp32_groups_flat_partition, parts, strict=True):
                 master.grad = part
             self._update(norm)
@@ -145,8 +182,23 @@ class ShardedStep(Step):
         reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its older name
         sent = whole.to(self.sent)
         with communication.timed():
-            reduce_scatter(sum_of_part, sent)
+            reduce_scatter(sum_of_part, sent, group=self._group)
         mine.copy_(sum_of_part)
+
+    @torch.no_grad()
+    def _send(self, bucket: Bucket) -> None:
+        """The sum over the ranks of each piece of ``bucket`` to the rank that keeps it."""
+        with self._beside():
+            for owner, piece in bucket.pieces:
+                sent = piece.to(self.sent)
+                with communication.timed():
+                    dist.reduce(sent, owner, group=self._group)
+                if owner == self.rank.rank and sent is not piece:
+                    piece.copy_(sent)
+
+    @property
+    def _group(self) -> Any:
+        return self.optimizer.dp_process_group if self.rank.world_size > 1 else None
 
 
 class Gradients:
@@ -159,6 +211,8 @@ class Gradients:
         """``optimizer``: DeepSpeed's; the sums are views of its flat buffers."""
         self._sums: list[Tensor] = []
         self._begun: list[bool] = []
+        self.arrived: Callable[[int], None] = lambda place: None
+        """Called with the number of each parameter (through all groups) whose gradient has been added."""
         self._hooks = []
         for parameters, sums in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
             for parameter, total in zip(parameters, sums, strict=True):
@@ -176,6 +230,7 @@ class Gradients:
             self._sums[place].copy_(parameter.grad)
             self._begun[place] = True
         parameter.grad = None
+        self.arrived(place)
 
     def complete(self) -> None:
         """No gradient came: zero. The next one begins a new sum."""

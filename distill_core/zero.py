@@ -43,6 +43,7 @@ def deepspeed_config(training: TrainingConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused Adam runs on a CPU too, and nothing has to be compiled
         "steps_per_print": 1_000_000_000,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},  # else each step waits for the device
     }
     if training.precision != "fp32":
         generated["data_types"] = {"grad_accum_dtype": "fp32"}

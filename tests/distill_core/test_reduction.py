@@ -53,11 +53,10 @@ class Twins:
             self.seen = [parameter for group in optimizer.bf16_groups for parameter in group]
             self.step = ShardedStep(optimizer, adam, clipping, RANK, torch.float32)
 
-    def backward(self, gradients: list[Tensor | None]) -> None:
+    def backward(self, gradients: list[Tensor | None], last: bool = True) -> None:
         """One micro-step; None: this one has no part in it."""
-        torch.stack(
-            [(p * g).sum().float() for p, g in zip(self.seen, gradients, strict=True) if g is not None]
-        ).sum().backward()  # type: ignore[no-untyped-call]
+        losses = [(p * g).sum().float() for p, g in zip(self.seen, gradients, strict=True) if g is not None]
+        self.step.backward(torch.stack(losses).sum(), last)
 
 
 Kind = Literal["whole", "sharded"]
@@ -74,10 +73,10 @@ def test_takes_the_steps_of_clipped_adamw(kind: Kind, clipping: float) -> None:
     for number in range(4):
         for parameter in plain:
             parameter.grad = torch.zeros_like(parameter)
-        for _ in range(1 + number % 2):
+        for last in (True,) if number % 2 == 0 else (False, True):
             # bf16 numbers, so that both see the same; the second parameter has no gradient in the last step.
             drawn = [torch.randn(size, generator=generator).bfloat16() for size in SIZES]
-            twins.backward([drawn[0], drawn[1] if number < 3 else None])
+            twins.backward([drawn[0], drawn[1] if number < 3 else None], last)
             for parameter, gradient in zip(plain, drawn, strict=True):
                 if number < 3 or parameter is plain[0]:
                     parameter.grad += gradient
@@ -126,6 +125,42 @@ def test_gradients_are_summed_in_fp32_as_they_come_and_dropped() -> None:
     gradients.close()
     used.sum().backward()
     assert used.grad is not None
+
+
+class Stream:
+    """A stand-in for a GPU's: notes who waits for whom, and what is entered."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def wait_stream(self, other: Stream) -> None:
+        self.notes.append(f"{self.name} waits for {other.name}")
+
+    def __enter__(self) -> None:
+        self.notes.append(f"on {self.name}")
+
+    def __exit__(self, *error: object) -> None:
+        self.notes.append(f"off {self.name}")
+
+
+def test_the_end_of_a_step_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    main, side = Stream("main", notes), Stream("side", notes)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    twins = Twins("sharded", 1.0)
+    own: Any = twins.step
+    own._stream = side
+    monkeypatch.setattr(twins.step.adam, "step", lambda: notes.append("adam"))
+    twins.backward([torch.ones(size) for size in SIZES], last=False)
+    assert notes == []
+    twins.backward([torch.ones(size) for size in SIZES])
+    twins.step.step()
+    block = ["side waits for main", "on side"]
+    assert notes == [*block, "off side", *block, "adam", "off side"]
+    notes.clear()
+    twins.step.settle()
+    assert notes == ["main waits for side"]
 
 
 @pytest.mark.parametrize(

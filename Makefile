@@ -30,7 +30,7 @@ test-recipes: install ## Every recipe, made tiny, from text to exported student
 	@$(BIN)/python -m pytest -n $(JOBS) tests/recipes
 
 bench: install ## The step against its bars ([VOCAB=vocab.txt TEXTS="files"] [TINYBERT=, DISTILBERT= checkouts]); recorded
-	@OMP_NUM_THREADS=1 timeout 1000 $(BIN)/python -m benchmarks.step $(TEXTS) --record docs/benchmarks.md \
+	@OMP_NUM_THREADS=1 timeout 895 $(BIN)/python -m benchmarks.step $(TEXTS) --record docs/benchmarks.md \
 		$(if $(VOCAB),--vocabulary $(VOCAB)) $(if $(TINYBERT),--tinybert $(TINYBERT)) $(if $(DISTILBERT),--distilbert $(DISTILBERT))
 
 bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines", 20 MB of them; DATATROVE=a Python that has it)

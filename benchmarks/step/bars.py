@@ -45,6 +45,18 @@ MEMORY = {
 """Each in a process of its own."""
 
 
+PEERS_SEQUENCES = 2
+PEERS = {
+    "packed-128": ["hf bf16", "textbrewer bf16", "textbrewer fp32"],
+    "lines-128": ["textbrewer fp32"],
+    "distilbert-lines-128": ["distilbert bf16"],
+    "distilbert-masked-packed-128": ["distilbert bf16"],
+    "tinybert-packed-512": ["tinybert bf16", "tinybert fp32"],
+}
+"""Whose losses are checked, without dropout, on so few sequences. TinyBERT's on packed text only: its means count
+padding as well, so on other text it works on another loss."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """``kind``: ``ratio``: seconds of ``against`` over ours; ``share``: ours of the matrix peak; ``memory``: ours over

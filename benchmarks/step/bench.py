@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,15 @@ from benchmarks.step.textbrewer_peer import textbrewer_loop
 from benchmarks.step.tinybert_peer import tinybert_loop
 from data_prep.corpus import Corpus
 from distill_core.batch import Batch
+from distill_core.clock import PARTS
 from distill_core.engine import Rank
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compile": {"compile": "default"},
+    "fp8-teacher": {"teacher_precision": "fp8"},
+    "int8-teacher": {"teacher_precision": "int8"},
+}
+"""Of a variant of ours: what it changes in ``training``."""
 
 
 class Unavailable(Exception):
@@ -29,6 +38,8 @@ class Unavailable(Exception):
 
 
 class Runner(Protocol):
+    def trained(self) -> dict[str, torch.nn.Parameter]: ...
+
     def step(self) -> None: ...
 
     def close(self) -> None: ...
@@ -41,6 +52,9 @@ class Ready:
     do: Callable[[list[Batch]], None]
     batches: list[list[Batch]]
     done: int = 0
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        return {}
 
     def step(self) -> None:
         self.do(self.batches[self.done % len(self.batches)])
@@ -65,6 +79,7 @@ class Bench:
     checkouts: dict[str, Path] = field(default_factory=dict)
     steps: int = 5
     training: dict[str, Any] = field(default_factory=dict)
+    _metrics: dict[str, Path] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> int:
@@ -115,27 +130,46 @@ class Bench:
         real = sum(self.tokens(step) for step in range(self.steps))
         return real / (self.steps * self.setting.sequences * self.setting.length)
 
-    def config(self, precision: Any) -> Any:
-        return run_config(self.setting, self.corpus, self.teacher, self.folder, precision, **self.training)
+    def config(self, precision: Any, **training: Any) -> Any:
+        given = {**self.training, **training}
+        return run_config(self.setting, self.corpus, self.teacher, self.folder, precision, **given)
 
     def runner(self, variant: str) -> Runner:
-        """``WHO PRECISION``: ours, bare, hf, textbrewer, distilbert, tinybert; bf16 or fp32.
+        """``WHO PRECISION [OPTION]``: ours, bare, hf, textbrewer, distilbert, tinybert; bf16 or fp32; see ``OPTIONS``.
 
         Raises:
             Unavailable: a package or a checkout is missing.
         """
-        who, precision = variant.split()
+        who, precision = variant.split()[:2]
         try:
-            return self._runner(who, precision)
+            return self._ours(variant) if who == "ours" else self._runner(who, precision)
         except ImportError as error:
             raise Unavailable(f"{variant}: {error.name or error} is not installed") from error
 
+    def _ours(self, variant: str) -> Runner:
+        if alone.engine is not None:
+            raise ImportError(alone.engine, name="deepspeed")
+        _, precision, *options = variant.split()
+        config = self.config(precision, **{key: value for name in options for key, value in OPTIONS[name].items()})
+        self._metrics[variant] = config.stage_folder(0) / "metrics.jsonl"
+        return real_loop(build_parts(config, self.corpus, self.rank))
+
+    def parts(self, variant: str) -> dict[str, float]:
+        """What the real loop logged last of its parts, as shares of the step without waiting for data (or its turn).
+
+        Empty for the others, and where only one line was logged: the unmeasured step is in it.
+        """
+        path = self._metrics.get(variant)
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        if len(lines) < 2:
+            return {}
+        row = json.loads(lines[-1])
+        parts = {part: float(row.get(f"time/{part}", 0.0)) for part in PARTS if part != "data"}
+        whole = sum(parts.values())
+        return {part: value / whole for part, value in parts.items()} if whole else {}
+
     def _runner(self, who: str, precision: Any) -> Runner:
         setting, folder = self.setting, self.folder
-        if who == "ours":
-            if alone.engine is not None:
-                raise ImportError(alone.engine, name="deepspeed")
-            return real_loop(build_parts(self.config(precision), self.corpus, self.rank))
         if who == "bare":
             return Ready(Bare(self.config(precision), self.corpus, self.rank).step, self.batches)
         bf16 = precision == "bf16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ class Plain(nn.Module):
         return total
 
 
+def our_names(setting: Setting, student: nn.Module, maps: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
+    """A student's parameters, and those of its maps to the teacher's width, by the names that ours have."""
+    named = {f"student.{name}": parameter for name, parameter in student.named_parameters()}
+    place = next((i for i, term in enumerate(setting.objective) if term["kind"] == "hidden_mse"), 0)
+    for number, linear in enumerate(maps):
+        prefix = f"objectives.0.terms.{place}.project.maps.{number}.0"
+        named |= {f"{prefix}.{name}": parameter for name, parameter in linear.named_parameters()}
+    return named
+
+
 def autocast(device: torch.device, bf16: bool) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
@@ -132,4 +143,4 @@ def plain_loop(setting: Setting, teacher: Any, student: Any, batches: list[Padde
             optimizer.step()
             optimizer.zero_grad()
 
-    return Loop(program)
+    return Loop(program, trained=lambda: our_names(setting, student, module.maps))

@@ -33,7 +33,17 @@ def measured(outcomes: Sequence[Outcome], unit: str) -> str:
             rows.append([f"{outcome.name} (fill {outcome.fill:.2f})", found.variant, *cells])
     head = ["setting", "variant", f"tokens / {unit}", "seconds over ours", "of the bf16 peak", "GB"]
     missing = sorted({text for outcome in outcomes for text in outcome.missing})
-    return "\n\n".join([table(head, rows)] + [f"Not run: {text}." for text in missing])
+    failed = [f"{outcome.name}: {text}" for outcome in outcomes for text in outcome.failed]
+    lines = [f"Not run: {text.rstrip('.')}." for text in missing] + [f"**Failed:** {text}" for text in failed]
+    return "\n\n".join([table(head, rows), *lines])
+
+
+def of_parts(outcomes: Sequence[Outcome]) -> str:
+    """Where our step's time goes."""
+    found = [one for outcome in outcomes for one in outcome.found if one.parts]
+    names = list(dict.fromkeys(name for one in found for name in one.parts))
+    rows = [[f"{one.setting}, {one.variant}", *(f"{one.parts[name]:.0%}" for name in names)] for one in found]
+    return table(["share of the step", *names], rows)
 
 
 def against_bars(outcomes: Sequence[Outcome], memory: dict[tuple[str, str], float]) -> str:
@@ -66,11 +76,12 @@ def _shown(bar: Bar, value: float) -> str:
 
 
 def numerics(checks: Sequence[Check]) -> str:
-    rows = [
-        [c.setting, c.precision, f"{c.gradient:.1e}", f"{c.bound:.0e}", f"{c.loss:.1e}", "yes" if c.ok else "**no**"]
-        for c in checks
-    ]
-    return table(["setting", "precision", "gradient", "bound", "loss", "within"], rows)
+    rows = []
+    for c in checks:
+        gradient = "" if c.gradient is None else f"{c.gradient:.1e}"
+        within = "yes" if c.ok else "**no**"
+        rows.append([f"{c.setting}, {c.who}", c.precision, gradient, f"{c.loss:.1e}", f"{c.bound:.0e}", within])
+    return table(["setting", "precision", "gradient", "loss", "bound", "within"], rows)
 
 
 def memory_table(memory: dict[tuple[str, str], float]) -> str:
@@ -106,19 +117,29 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def publish(parts: dict[str, str], path: Path | None, title: str, command: str) -> None:
-    """Print the tables by their names, and append them to ``path`` if there is one."""
-    for name, text in parts.items():
-        print(f"\n{name}\n\n{text}", flush=True)
-    if path is not None:
-        append(path, title, command, parts)
+class Section:
+    """A dated section at the end of ``path``, written anew whenever there is more of it; None: nowhere."""
 
+    def __init__(self, path: Path | None, title: str, command: str) -> None:
+        self.path, self.title, self.command = path, title, command
+        exists = path is not None and path.exists()
+        self._before = path.read_text(encoding="utf-8").rstrip("\n") if path is not None and exists else "# Benchmarks"
 
-def append(path: Path, title: str, command: str, parts: dict[str, str]) -> None:
-    """A dated section at the end of ``path``."""
-    lines = [f"## {title}, {datetime.date.today().isoformat()}", "", f"**Command:** `{command}`", ""]
-    lines += [f"**Hardware:** {hardware()}.", f"**Versions:** {versions()}.", ""]
-    for name, text in parts.items():
-        lines += [f"### {name}", "", text, ""]
-    before = path.read_text(encoding="utf-8").rstrip("\n") if path.exists() else "# Benchmarks"
-    path.write_text(before + "\n\n" + "\n".join(lines), encoding="utf-8")
+    def write(self, parts: dict[str, str]) -> None:
+        """All that there is so far; tables by their names."""
+        if self.path is None:
+            return
+        date = datetime.date.today().isoformat()
+        lines = [f"## {self.title}, {date}", "", f"**Command:** `{self.command}`", ""]
+        lines += [f"**Hardware:** {hardware()}.", f"**Versions:** {versions()}.", ""]
+        for name, text in parts.items():
+            lines += [f"### {name}", "", text, ""]
+        aside = self.path.with_name(f"{self.path.name}.part")
+        aside.write_text(self._before + "\n\n" + "\n".join(lines), encoding="utf-8")
+        aside.replace(self.path)
+
+    def publish(self, parts: dict[str, str]) -> None:
+        """Print the tables, and write them."""
+        for name, text in parts.items():
+            print(f"\n{name}\n\n{text}", flush=True)
+        self.write(parts)

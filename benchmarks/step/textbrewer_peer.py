@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.step.plain import autocast
+from benchmarks.step.plain import autocast, our_names
 from benchmarks.step.settings import Setting
 from benchmarks.step.text import Padded
 from benchmarks.step.turns import Feed, Gate, Loop
@@ -53,7 +53,7 @@ def textbrewer_loop(
                 num_steps=FOREVER,
             )
 
-    return Loop(program)
+    return Loop(program, trained=lambda: our_names(setting, student, [p for p in distiller.projs if p is not None]))
 
 
 def _adaptor(batch: dict[str, Any], outputs: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.step.distilbert_peer import imported
-from benchmarks.step.plain import autocast
+from benchmarks.step.plain import autocast, our_names
 from benchmarks.step.settings import Setting
 from benchmarks.step.text import Padded
 from benchmarks.step.turns import Feed, Gate, Loop
@@ -32,13 +32,15 @@ def tinybert_loop(
         for b in batches
     ]
 
+    fitted = _Fitted(code.BertModel, setting.teacher.width)
+
     def program(gate: Gate) -> None:
         code.PregeneratedDataset = lambda **_: ready
         code.RandomSampler = lambda data: None
         code.DataLoader = lambda data, **_: Feed(gate, data)
         code.BertTokenizer = _NoTokenizer
         code.trange = code.tqdm = _Quiet
-        code.TinyBertForPreTraining = _Fitted(code.BertModel, setting.teacher.width)
+        code.TinyBertForPreTraining = fitted
         kept, sys.argv = sys.argv, ["general_distill", *arguments]
         try:
             with autocast(batches[0].ids.device, bf16):
@@ -46,7 +48,15 @@ def tinybert_loop(
         finally:
             sys.argv = kept
 
-    return Loop(program)
+    def trained() -> dict[str, torch.nn.Parameter]:
+        """Without the pooler, which no loss of the first phase reads."""
+        student = fitted.made
+        named = our_names(setting, student, [student.fit_dense])
+        return {
+            name: p for name, p in named.items() if not name.startswith(("student.bert.pooler", "student.fit_dense"))
+        }
+
+    return Loop(program, trained=trained)
 
 
 def _files(setting: Setting, teacher: Path, vocabulary: int, here: Path) -> list[str]:
@@ -77,9 +87,11 @@ class _Fitted:
 
     def __init__(self, neighbour: Any, width: int) -> None:
         self._class, self._width = sys.modules[neighbour.__module__].TinyBertForPreTraining, width
+        self.made: Any = None
 
     def from_scratch(self, folder: str) -> Any:
-        return self._class.from_scratch(folder, fit_size=self._width)
+        self.made = self._class.from_scratch(folder, fit_size=self._width)
+        return self.made
 
 
 class _NoTokenizer:

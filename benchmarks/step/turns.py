@@ -58,9 +58,16 @@ class Loop:
     Args:
         program: the loop; its data must come through the gate that it is given.
         at_end: what is to be released when the loop is closed.
+        trained: a peer's parameters by the names that ours have.
     """
 
-    def __init__(self, program: Callable[[Gate], None], at_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        program: Callable[[Gate], None],
+        at_end: Callable[[], None] = lambda: None,
+        trained: Callable[[], dict[str, torch.nn.Parameter]] = dict,
+    ) -> None:
+        self.trained = trained
         self._gate, self._done = Gate(), False
         self._error: BaseException | None = None
         self._threads = torch.get_num_threads()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import Undecoded, Weights, product, wide
-from distill_core.objectives.kernels import few_kernels
+from distill_core.kernels import few_kernels
 from distill_core.objectives.strips import strips
 
 CUDA_CHUNKS = 16

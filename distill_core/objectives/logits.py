@@ -16,10 +16,10 @@ from configs.errors import ConfigError
 from distill_core.batch import Batch, Count
 from distill_core.decoder import Rows, wide
 from distill_core.features import MASKED_LOGITS, FeatureRequest, Features
+from distill_core.kernels import less_one_hot, row_dots
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, taught, value_at
 from distill_core.objectives.fused import Data, Decoding, Part, chunks, fused, opened
-from distill_core.objectives.kernels import less_one_hot, row_dots
 from distill_core.objectives.soft_targets import (
     TemperatureRule,
     cwsm,

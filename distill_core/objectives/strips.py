@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import wide
-from distill_core.objectives.kernels import few_kernels
+from distill_core.kernels import few_kernels
 
 ENTRIES = 2**18
 """Of a strip on a CPU: 1 MiB in fp32."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from benchmarks.step import settings
 from benchmarks.step.bench import Bench
 from benchmarks.step.measure import interleaved
-from benchmarks.step.numerics import check
+from benchmarks.step.numerics import check, check_peer
 from benchmarks.step.ours import start_alone
 from benchmarks.step.settings import Recipe, Setting, Shape
 from benchmarks.step.text import prepared
@@ -43,11 +43,17 @@ def main() -> None:
         setting = Setting(f"{recipe}-{text}", TEACHER, STUDENT, recipe, text, 6)
         return Bench(setting, corpora[text], out, rank, steps=3)
 
-    found: dict[str, Any] = {"outcomes": [], "checks": [], "wrong": {}}
+    found: dict[str, Any] = {"outcomes": [], "checks": [], "peers": [], "wrong": {}}
     for text in corpora:
         one = bench("minirbt", text)
         variants = ["ours bf16", "bare bf16", "hf fp32", "textbrewer bf16", "distilbert bf16"]
-        found["outcomes"].append(asdict(interleaved(one, variants, 2, 10.0, peak=lambda: 1e12)))
+        variants += ["ours bf16 int8-teacher", "ours bf16 fp8-teacher"] if text == "lines-32" else []
+        found["outcomes"].append(asdict(interleaved(one, variants, 2, 100.0, peak=lambda: 1e12)))
+    for variant in ("hf fp32", "textbrewer fp32", "textbrewer bf16"):
+        one = bench("minirbt", "lines-32")
+        still = replace(one, setting=one.setting.without_dropout(), steps=1)
+        result = check_peer(still, variant)
+        found["peers"].append(asdict(result) | {"ok": result.ok, "with dropout": check_peer(one, variant).ok})
     for recipe, precision in [*((recipe, "fp32") for recipe in RECIPES), ("minirbt", "bf16")]:
         one = bench(recipe, "lines-32")
         result = check(one.setting, one.corpus, one.teacher, out, rank, precision)

@@ -2,7 +2,7 @@
 
 There one operation after another is a pass over memory each: fifteen to twenty over a chunk of logits in fp32, which
 take longer than the products with the decoders. Compiled, two reads and one write are left (the softmax's norms first).
-A CPU's strips (``strips.py``) stay in its cache between operations and are computed as they are written.
+A CPU's strips (``objectives/strips.py``) stay in its cache between operations and are computed as they are written.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _compiles(t: Tensor) -> bool:
 def _failure(name: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return (
-        f"torch.compile failed on the losses' elementwise work ({name}), which now runs one operation at a time: the "
+        f"torch.compile failed on elementwise work ({name}), which now runs one operation at a time: the "
         f"same numbers, but slower. On a GPU it needs Triton and a C compiler (gcc). {type(error).__name__}: {lines[0]}"
     )
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from distill_core import kernels
 from distill_core.decoder import Undecoded, Weights
-from distill_core.objectives import OBJECTIVES, fused, kernels, logits, strips
+from distill_core.objectives import OBJECTIVES, fused, logits, strips
 from distill_core.objectives.fused import Part, opened
 from tests.distill_core.objectives.streams import draw, masked_stream, shape
 

@@ -1,0 +1,1 @@
+"""The distillation step on a GPU: ``python -m benchmarks.gpu``."""

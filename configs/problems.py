@@ -10,10 +10,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
 Origins = dict[KeyPath, str]
 """The file:line, override or mode that a key came from."""
+
+
+def refusal(place: KeyPath, reason: str, value: Any) -> ValidationError:
+    """An error for the validator of a whole tree to raise about one ``place`` in it, whose ``value`` it refuses."""
+    problem = PydanticCustomError("refused", "{reason}", {"reason": reason})
+    return ValidationError.from_exception_data("", [InitErrorDetails(type=problem, loc=place, input=value)])
 
 
 def explained(error: ValidationError, tree: Any, model: type[BaseModel], origins: Origins, source: str) -> list[str]:

@@ -18,6 +18,7 @@ from distill_core.checkpoint import Checkpoint
 from distill_core.clock import Clock
 from distill_core.config import DistillStage, PretrainStage, RunConfig, TrainedStage
 from distill_core.data import CorpusSource, Loader, Source
+from distill_core.early_stopping import EarlyStopping, evaluations_in
 from distill_core.engine import Engine, Rank
 from distill_core.frozen import DTYPES, Effect, check_device, encoder_of, record_effects
 from distill_core.load import (
@@ -159,7 +160,13 @@ def start_trainee(
             monitor.line(sentence)
         monitor.line(f"continuing after step {first_step}" if first_step else "starting")
     best = BestModel(config.stage_folder(index), stage.training, engine, rank, first_step)
-    return Trainee(config, index, identity, module.student, engine, first_step, monitor, meter, best, flops)
+    trainee = Trainee(config, index, identity, module.student, engine, first_step, monitor, meter, best, flops)
+    kept = {} if begun is None else begun.facts
+    trainee.evaluated = kept.get("evaluated", first_step)
+    if training.early_stopping is not None:
+        evaluations = evaluations_in(training.early_stopping, kept.get("early_stopping"))
+        trainee.early_stopping = EarlyStopping(training.early_stopping, rank, evaluations)
+    return trainee
 
 
 def from_cache(

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,18 @@ class Checkpoint:
         return FullState(weights, moments, self.facts["optimizer_steps"], skipped, self.facts.get("loss_scaler"))
 
 
-def save(folder: Path, step: int, engine: Engine, identity: dict[str, Any], rank: Rank, keep_last: int) -> None:
+def save(
+    folder: Path,
+    step: int,
+    engine: Engine,
+    identity: dict[str, Any],
+    rank: Rank,
+    keep_last: int,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Write the checkpoint of ``step`` and drop all but the newest ``keep_last``. Collective.
+
+    ``more``: what else is to stand in state.json.
 
     Raises:
         OutputError: on rank 0, when the folder cannot be written; earlier checkpoints stay as they were.
@@ -67,7 +78,7 @@ def save(folder: Path, step: int, engine: Engine, identity: dict[str, Any], rank
     state = engine.full_state(step)
     if rank.is_first:
         try:
-            _write(folder, step, state, identity)
+            _write(folder, step, state, {**(more or {}), "identity": identity})
             _drop_old(folder, keep_last)
         except OSError as error:
             raise output_error(folder, error) from error
@@ -82,7 +93,7 @@ def _as_os_error(error: SafetensorError) -> OSError:
     return OSError(number, text)
 
 
-def _write(folder: Path, step: int, state: FullState, identity: dict[str, Any]) -> None:
+def _write(folder: Path, step: int, state: FullState, more: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -92,7 +103,7 @@ def _write(folder: Path, step: int, state: FullState, identity: dict[str, Any]) 
         save_file(state.weights, aside / "weights.safetensors")
         save_file(state.moments, aside / "moments.safetensors")
         facts = {"step": step, "optimizer_steps": state.optimizer_steps, "skipped": state.skipped}
-        facts |= {"loss_scaler": state.scaler, "identity": identity}
+        facts |= {"loss_scaler": state.scaler, **more}
         (aside / "state.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
         files = {name: {"bytes": (aside / name).stat().st_size, "xxh3": file_hash(aside / name)} for name in FILES}
         manifest = {"format": FORMAT, "step": step, "files": files}

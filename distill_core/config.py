@@ -13,6 +13,7 @@ from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
 from distill_core.beside import check_beside
 from distill_core.cache import TeacherCacheConfig
+from distill_core.early_stopping import check_metrics
 from distill_core.evaluate.config import EvaluationConfig
 from distill_core.models.config import ModelConfig
 from distill_core.models.layer_choice import LayerChoice
@@ -342,6 +343,7 @@ class RunConfig(PrepConfig):
                     "lower the second"
                 )
         check_beside(self.stages, [sources(stage) for stage in self.stages])
+        check_metrics(self.stages, self.tasks)
         return self
 
     def _check_no_corpus(self) -> None:

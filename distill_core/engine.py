@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from configs.errors import TrainingError
 from distill_core.collectives import communication
+from distill_core.models.encoder import Encoder
 from distill_core.optimizer import Pace, adam_settings, parameter_groups
 from distill_core.reduction import ShardedStep, Step, WholeStep
 from distill_core.training import TrainingConfig
@@ -183,6 +184,8 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=module, optimizer=adam, config=deepspeed_config(training), dist_init_required=False
             )
+        if training.zero_stage == 3:
+            _name_shared_weights(module)
         self._adam, self._pace, self._training = adam, pace, training
         self._decayed = [group["weight_decay"] > 0 for group in adam.param_groups]
         optimizer = self._engine.optimizer
@@ -281,6 +284,18 @@ class Engine:
         if self._own is not None:
             self._own.close()
         self._engine.destroy()
+
+
+def _name_shared_weights(module: nn.Module) -> None:
+    """Tell DeepSpeed that decoders use the word embeddings' weights.
+
+    It would find out in its first forward pass, but a run that is continued may evaluate before it.
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            register_external_parameter(part.cls.predictions, part.bert.embeddings.word_embeddings.weight)
 
 
 def check_finite(value: float, what: str, stage: str, step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from distill_core.cache import AnyTeacher
 from distill_core.clock import Clock
 from distill_core.config import RunConfig, TrainedStage
 from distill_core.data import Loader, Source, held_out_batches
+from distill_core.early_stopping import EarlyStopping
 from distill_core.engine import Engine, Rank
 from distill_core.evaluate import masked_lm
+from distill_core.evaluate.pseudo_perplexity import PseudoPerplexity, pseudo_perplexity, texts
 from distill_core.flops import Flops, total
 from distill_core.meter import Meter
 from distill_core.models.encoder import Encoder
@@ -46,6 +48,9 @@ class Trainee:
     flops: dict[str, Flops]
     """Useful ones of its forward and backward passes, by part."""
     quality: Quality | None = None
+    evaluated: int = 0
+    """The step of the last evaluation."""
+    early_stopping: EarlyStopping | None = None
 
     @property
     def stage(self) -> TrainedStage:
@@ -60,6 +65,20 @@ class Trainee:
     @property
     def folder(self) -> Path:
         return self.config.stage_folder(self.index)
+
+    @property
+    def stopped(self) -> int | None:
+        """The step after which early stopping has ended it.
+
+        With less patience than it has had before: the one that it has come to in the meantime.
+        """
+        found = None if self.early_stopping is None else self.early_stopping.standing.stopped
+        return None if found is None else max(found, self.first_step)
+
+    def state(self) -> dict[str, Any]:
+        """What its checkpoints hold beside weights, moments and identity."""
+        found = None if self.early_stopping is None else self.early_stopping.state()
+        return {"evaluated": self.evaluated, "early_stopping": found}
 
 
 @dataclass(kw_only=True)
@@ -98,8 +117,8 @@ class Parts(StepParts):
 
     @property
     def first_step(self) -> int:
-        """Of the trainee that is least far; the others join at their own."""
-        return min(trainee.first_step for trainee in self.trainees)
+        """Of the trainee that is least far and has not ended; the others join at their own."""
+        return min((trainee.first_step for trainee in self.trainees if trainee.stopped is None), default=self.steps)
 
     @property
     def names(self) -> str:
@@ -122,13 +141,23 @@ class Parts(StepParts):
         if self.task is None:
             batches = self._batches(self._seen(self.held_out), trainee.training.evaluate_sequences)
             assert isinstance(trainee.student, Encoder)
-            return masked_lm.evaluate(trainee.student, teacher, batches, self.rank)
+            found = masked_lm.evaluate(trainee.student, teacher, batches, self.rank)
+            return replace(found, pseudo_perplexity=self._pseudo_perplexity(trainee.student, trainee.training))
         if not isinstance(teacher, Teacher) or not isinstance(teacher.encoder, TaskModel):
             teacher = None
         dev = self.task.dev
         trained = any(OBJECTIVES[term.kind].count == "targets" for term in trainee.stage.objective)
         batches = self._batches(self._seen(dev), len(dev))
         return task_quality.evaluate(trainee.student, teacher, dev, batches, self.rank, trained)
+
+    def _pseudo_perplexity(self, student: Encoder, training: TrainingConfig) -> PseudoPerplexity | None:
+        """Where early stopping goes by it. Collective."""
+        wanted = None if training.early_stopping is None else training.early_stopping.perplexity_sequences
+        if wanted is None:
+            return None
+        chosen = texts(self.corpus, wanted, self.config.seed)
+        budget = self.loader.micro_batch_tokens
+        return pseudo_perplexity(student, chosen, self.corpus.special_ids, budget, self.rank)
 
     def _seen(self, source: Source) -> Source:
         """What was kept from training, with its references."""

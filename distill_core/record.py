@@ -33,33 +33,45 @@ class Quality(Protocol):
     @property
     def score(self) -> float: ...
 
+    def metrics(self) -> dict[str, float]: ...
+
     def scalars(self) -> dict[str, float]: ...
 
     def sentence(self) -> str: ...
 
 
 class BestModel:
-    """With ``training.select: best``: STAGE/best/ holds the weights of the best evaluation so far."""
+    """With ``training.select: best``: STAGE/best/ holds the weights of the best evaluation so far.
+
+    Best by the evaluation's score, or by the metric of early stopping.
+    """
 
     def __init__(self, stage: Path, training: TrainingConfig, engine: Engine, rank: Rank, first_step: int) -> None:
         """``stage``: its folder. Collective."""
         self.engine, self.rank = engine, rank
         self.folder = stage / "best"
         self.wanted = training.select == "best"
+        self.early = training.early_stopping
+        self.metric = None if self.early is None else self.early.metric
         score = torch.full((1,), -float("inf") if rank.is_first else 0.0, dtype=torch.float64)
         if self.wanted and rank.is_first and first_step:
-            score[0] = (read_best(stage) or {"score": score.item()})["score"]
+            before = read_best(stage)
+            if before is not None and before.get("metric") == self.metric:
+                score[0] = before["score"]
         self.score = float(rank.sum(score.to(rank.device)))  # the others add 0: all know what the first read
 
     def consider(self, quality: Quality, done: int) -> None:
         """Keep the weights if this evaluation is better than all before. Collective (all ranks hold one score)."""
-        if not self.wanted or quality.score <= self.score:
+        if not self.wanted:
             return
-        self.score = quality.score
+        score = quality.score if self.early is None else self.early.score(self.early.value(quality.metrics()))
+        if score <= self.score:
+            return
+        self.score = score
         weights = self.engine.full_weights()
         if not self.rank.is_first:
             return
-        facts = {"step": done, "score": quality.score, "evaluation": facts_of(quality)}
+        facts = {"step": done, "score": score, "metric": self.metric, "evaluation": facts_of(quality)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(weights, self.folder / "weights.tmp")
@@ -113,19 +125,21 @@ def write_done(parts: Parts, trainee: Trainee, quality: Quality, seconds: float)
     """DONE.json: the stage is finished, and what came out of it."""
     stage, training = trainee.stage, trainee.training
     best = read_best(trainee.folder) if training.select == "best" else None
-    sequences = parts.steps * training.global_batch_size
+    steps, early = trainee.stopped or parts.steps, trainee.early_stopping
+    sequences = steps * training.global_batch_size
     tokens = int(sequences * mean_length(parts))
     first = parts.teachers[0] if parts.teachers else None
     facts = {
         "name": stage.name,
         "kind": stage.kind,
-        "steps": parts.steps,
-        "epochs": training.epochs,
+        "steps": steps,
+        "epochs": training.epochs if trainee.stopped is None else sequences / len(parts.loader.source),
+        "early_stopping": None if early is None else early.facts(steps, parts.steps),
         "sequences": sequences,
         "tokens": tokens,
         "seconds": round(seconds, 1),
         "beside": [other.stage.name for other in parts.trainees if other is not trainee],
-        "tokens_per_second": round(tokens * (1 - trainee.first_step / parts.steps) / max(seconds, 1e-9), 1),
+        "tokens_per_second": round(tokens * (1 - trainee.first_step / steps) / max(seconds, 1e-9), 1),
         "parameters": parameters(trainee.student),
         "pairs": parts.pairs(trainee),
         "labels": trainee.student.labels if isinstance(trainee.student, TaskModel) else [],
@@ -135,7 +149,7 @@ def write_done(parts: Parts, trainee: Trainee, quality: Quality, seconds: float)
         "corpus_hash": parts.corpus.hash,
         "identity": trainee.identity,
         "evaluation": facts_of(quality) if best is None else best["evaluation"],
-        "selected_step": parts.steps if best is None else best["step"],
+        "selected_step": steps if best is None else best["step"],
         "references": reference_facts(parts.references, trainee.folder / "model"),
         "world_size": parts.rank.world_size,
         "precision": training.precision,

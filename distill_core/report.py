@@ -104,7 +104,9 @@ def curves(outcome: Outcome) -> Section:
             some[0] = replace(some[0], heading=f"{stage.index + 1}. {stage.name}")
         plots += some
     tables = [report_facts.course_table(stage) for stage in outcome.stages if stage.metrics]
-    return Section("Training", tables=tables, plots=plots)
+    ends = report_evaluation.early_stopping_table(outcome)
+    notes = report_evaluation.early_stopping_notes(outcome)
+    return Section("Training", notes, [*tables, *([ends] if ends.rows else [])], plots)
 
 
 def speed(outcome: Outcome) -> Section:

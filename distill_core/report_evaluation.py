@@ -112,6 +112,31 @@ def _left_out(row: dict[str, Any]) -> str:
     return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in row["unscored"].items()) or "0"
 
 
+# ---------------------------------------------------------------- early stopping
+
+
+def early_stopping_table(outcome: Outcome) -> Table:
+    """The finished stages that might have stopped early."""
+    rows = []
+    for done in _watched(outcome):
+        early = done["early_stopping"]
+        taken = f"{done['steps']:,} of {early['at_most']:,}"
+        best = [show(early["best"], "{:.6g}"), show(early["best_step"], "{:,}")]
+        rows.append([done["name"], early["metric"], str(early["patience"]), f"{early['min_delta']:g}", taken, *best])
+    columns = ["stage", "metric", "patience", "least change", "steps", "best", "after step"]
+    return Table("Early stopping", columns, rows, 2)
+
+
+def early_stopping_notes(outcome: Outcome) -> list[str]:
+    """Why stages ended before their last step."""
+    return [f"{done['name']} {reason}." for done in _watched(outcome) if (reason := done["early_stopping"]["reason"])]
+
+
+def _watched(outcome: Outcome) -> list[dict[str, Any]]:
+    """What finished stages with early stopping have left."""
+    return [stage.done for stage in outcome.stages if stage.done is not None and stage.done.get("early_stopping")]
+
+
 # ---------------------------------------------------------------- tasks
 
 

@@ -223,10 +223,12 @@ def settings(stage: StageOutcome) -> list[str]:
         return [stage.name, stage.state, *["–"] * 6]
     training = stage.stage.training
     steps = stage.done["steps"] if stage.done is not None else training.steps
+    early = (stage.done or {}).get("early_stopping") or {}
+    how = f" of {early['at_most']:,}" if early.get("stopped") else ""
     return [
         stage.name,
         stage.state,
-        f"{steps:,}" if steps is not None else f"{training.epochs:g} epochs",
+        f"{steps:,}{how}" if steps is not None else f"{training.epochs:g} epochs",
         f"{training.global_batch_size:,} sequences",
         f"{training.optimizer.learning_rate:g}",
         f"{training.optimizer.warmup:.0%}",

@@ -23,6 +23,7 @@ from distill_core.batch import COUNTS, Batch, Count
 from distill_core.build import build
 from distill_core.config import AnyStage, AugmentStage, DistillStage, PretrainStage, RunConfig, sources
 from distill_core.data import Step
+from distill_core.early_stopping import has_ended
 from distill_core.engine import Rank, check_finite, check_skipped
 from distill_core.features import Features
 from distill_core.memory import freed_memory_kept
@@ -40,12 +41,15 @@ from distill_core.training import TrainingConfig
 
 
 def train(parts: Parts) -> None:
-    """The training loop: from the first step that is not done to the last.
+    """The training loop: from the first step that is not done to the last, or to the end by early stopping.
 
     Its trainees are one stage, or several side by side, each as if alone: one that is further than the others (the
     run ended between two checkpoints) joins at its own next step.
     """
     begin(parts)
+    for trainee in parts.trainees:
+        if owes_evaluation(trainee, parts.steps):
+            evaluate(parts, trainee, trainee.first_step)
     for step, wait in parts.loader.steps(parts.first_step, parts.steps):
         trainees, vote = train_step(parts, step, wait)
         stop = vote.passed()
@@ -55,6 +59,8 @@ def train(parts: Parts) -> None:
             end_step(parts, trainee, step, stop)
         if stop:
             raise Requeue(f"Stopped after step {step.number + 1} of {parts.names}, with a checkpoint.")
+        if all(trainee.stopped is not None for trainee in parts.trainees):
+            return
         pulse.at("data", step.number + 2)
         parts.clock.mark("other")
 
@@ -66,12 +72,12 @@ def begin(parts: StepParts) -> None:
 
 
 def train_step(parts: StepParts, step: Step, wait: float) -> tuple[list[Trainee], Vote]:
-    """One optimiser step of those trainees that have not taken it before; returns them, and who wants to stop.
+    """One optimiser step of those trainees that have it before them; returns them, and who wants to stop.
 
     ``wait``: seconds that this rank has waited for its batches.
     """
     rank, clock, done = parts.rank, parts.clock, step.number + 1
-    trainees = [trainee for trainee in parts.trainees if trainee.first_step <= step.number]
+    trainees = [each for each in parts.trainees if each.first_step <= step.number and each.stopped is None]
     batches = [batch.to(rank.device) for batch in step.batches]
     clock.mark("data")
     counts, vote = global_counts(batches, rank)
@@ -109,6 +115,16 @@ def is_due(trainee: Trainee, done: int, steps: int) -> bool:
     return done == steps or any(done % rhythm == 0 for rhythm in rhythms)
 
 
+def is_evaluated(training: TrainingConfig, done: int, steps: int) -> bool:
+    return done == steps or done % training.evaluate_every == 0
+
+
+def owes_evaluation(trainee: Trainee, steps: int) -> bool:
+    """Whether it was asked to end after its last step, and the evaluation there has been left to be made now."""
+    done = trainee.first_step
+    return trainee.evaluated < done and is_evaluated(trainee.training, done, steps)
+
+
 def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> None:
     """What a finished step may call for: a line of the curves, an evaluation, a checkpoint.
 
@@ -117,11 +133,12 @@ def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> 
     training, rank, done = trainee.training, parts.rank, step.number + 1
     if not stop and not is_due(trainee, done, parts.steps):
         return
-    last_step = done == parts.steps
+    last_step, evaluated = done == parts.steps, is_evaluated(training, done, parts.steps)
+    may_end = evaluated and training.early_stopping is not None  # the curves then reach that far
     skipped, in_row = trainee.engine.skipped()
     check_skipped(in_row, training.max_skipped_steps, trainee.stage.name, done)
     trainee.engine.settle()
-    if last_step or done % training.log_every == 0:
+    if last_step or may_end or done % training.log_every == 0:
         row = trainee.meter.summary() | {
             "optim/learning_rate": learning_rate(training, step.number, parts.steps),
             "optim/gradient_norm": trainee.engine.gradient_norm(),
@@ -132,17 +149,28 @@ def end_step(parts: Parts, trainee: Trainee, step: Step, stop: bool = False) -> 
         row |= {} if scale is None else {"optim/loss_scale": scale}
         check_finite(row["loss/total"], "loss", trainee.stage.name, done)
         report(trainee, done, row, live=trainee is parts.trainees[0])
-    if not stop and (last_step or done % training.evaluate_every == 0):
-        pulse.at("evaluate", done)
-        trainee.quality = parts.measure(trainee)
-        trainee.best.consider(trainee.quality, done)
-        report_quality(trainee, done, trainee.quality)
-        parts.clock.restart()
-    if stop or last_step or done % training.checkpoint_every == 0:
+    if not stop and evaluated:
+        evaluate(parts, trainee, done)
+    if stop or last_step or trainee.stopped is not None or done % training.checkpoint_every == 0:
         pulse.at("checkpoint", done)
         folder = trainee.folder / "checkpoints"
-        checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last)
+        kept = trainee.state()
+        checkpoint.save(folder, done, trainee.engine, trainee.identity, rank, training.keep_last, kept)
         parts.clock.restart()
+
+
+def evaluate(parts: Parts, trainee: Trainee, done: int) -> None:
+    """Measure on what is kept from training; it may be the best model so far, and it may end the stage. Collective."""
+    pulse.at("evaluate", done)
+    trainee.engine.settle()
+    trainee.quality, trainee.evaluated = parts.measure(trainee), done
+    trainee.best.consider(trainee.quality, done)
+    if trainee.early_stopping is not None:
+        trainee.early_stopping.consider(trainee.quality.metrics(), done)
+    report_quality(trainee, done, trainee.quality)
+    if trainee.stopped is not None:
+        report_end(trainee, trainee.stopped, parts.steps)
+    parts.clock.restart()
 
 
 def seed_dropout(trainee: Trainee, step: int, micro_batch: int, rank: Rank) -> None:
@@ -208,8 +236,17 @@ def report(trainee: Trainee, done: int, row: dict[str, float], live: bool) -> No
 
 def report_quality(trainee: Trainee, done: int, quality: Quality) -> None:
     if trainee.monitor is not None:
-        trainee.monitor.scalars(done, quality.scalars())
+        early = trainee.early_stopping
+        trainee.monitor.scalars(done, quality.scalars() | ({} if early is None else early.scalars()))
         trainee.monitor.line(f"after step {done}: {quality.sentence()}")
+
+
+def report_end(trainee: Trainee, done: int, at_most: int) -> None:
+    """That early stopping ends the stage, and why."""
+    if trainee.monitor is not None and trainee.early_stopping is not None:
+        sentence = str(trainee.early_stopping.sentence(done, at_most))
+        trainee.monitor.line(sentence)
+        trainee.monitor.text("early stopping", sentence)
 
 
 # ---------------------------------------------------------------- the end of a stage
@@ -287,8 +324,11 @@ def finished(config: RunConfig, index: int, identity: dict[str, Any], rank: Rank
 
 
 def wants_more(stage: AnyStage, done: dict[str, Any]) -> bool:
-    """Whether a finished stage is now asked for more steps than it has taken."""
+    """Whether a finished stage is now asked for more steps than it has taken (where it stopped early: for more
+    patience than it has had)."""
     if isinstance(stage, AugmentStage):
+        return False
+    if has_ended(stage.training.early_stopping, done.get("early_stopping")):
         return False
     if stage.training.epochs is not None:
         return bool((done["epochs"] or 0) < stage.training.epochs)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
+from distill_core.early_stopping import EarlyStoppingConfig
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -96,6 +97,8 @@ class TrainingConfig(Config):
     """At most so many held-out sequences."""
     select: Literal["last", "best"] = "last"
     """Which model the stage leaves: that of the last step, or of the evaluation with the best score."""
+    early_stopping: EarlyStoppingConfig | None = runtime(None)
+    """End before ``steps`` or ``epochs`` when the evaluations get no better (``evaluate_every`` must be given)."""
     log_every: int = runtime(10, ge=1)
     loader_ahead: int = runtime(2, ge=1)
     """Steps that are read and masked ahead of the one that is trained on."""
@@ -132,6 +135,15 @@ class TrainingConfig(Config):
     def _one_length(self) -> TrainingConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps (optimiser steps) or epochs (passes over the training data)")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_to_stop_by(self) -> TrainingConfig:
+        if self.early_stopping is not None and "evaluate_every" not in self.model_fields_set:
+            raise ValueError(
+                "early_stopping counts evaluations, and `evaluate_every` is not given: say after how many steps there "
+                f"is one (patience {self.early_stopping.patience} is so many of them)"
+            )
         return self
 
     @property

@@ -21,6 +21,7 @@ from launcher.plan_devices import Place
 from launcher.plan_fit import fits, scale_table, span, wire_bytes
 from launcher.plan_losses import table_of
 from launcher.plan_probe import Probed, probed
+from launcher.plan_stopping import at_most
 from launcher.units import amount, size
 from launcher.watch import duration
 
@@ -123,12 +124,13 @@ def time_table(plan: Plan, times: Times) -> Table | None:
             span(seconds),
             amount(stage.tokens_per_step / seconds),
             f"{stage.flops_per_step / seconds / 1e12:.3g}",
-            duration(seconds * stage.steps),
+            f"{at_most(stage)}{duration(seconds * stage.steps)}",
             f"{seconds * stage.steps * plan.ranks / 3600:.3g}",
         )
     if not table.rows:
         return None
-    table.add_row("all", "", "", "", duration(whole), f"{whole * plan.ranks / 3600:.3g}")
+    most = next(filter(None, map(at_most, plan.stages)), "")
+    table.add_row("all", "", "", "", f"{most}{duration(whole)}", f"{whole * plan.ranks / 3600:.3g}")
     table.caption = Text(
         f"{times.words}; a device is what one rank has; + preparation, evaluation, checkpoints and start-up"
     )

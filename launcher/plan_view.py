@@ -19,6 +19,7 @@ from launcher.plan_cache import CachePlan, speed_up
 from launcher.plan_devices import Place, place_of
 from launcher.plan_fit import fit_table, require_fit
 from launcher.plan_losses import layered, layers_table, losses_table, table_of
+from launcher.plan_stopping import at_most, stopping_lines
 from launcher.plan_teachers import teachers_table
 from launcher.plan_time import Times, last_run_table, network_lines, paper, time_table, times_of
 from launcher.units import amount, size
@@ -69,7 +70,7 @@ def show(config: RunConfig, wanted: Wanted, console: Console | None = None) -> N
     shown: list[Table | Text | None] = [models_table(plan), teachers_table(plan), costs_table(plan), memory_table(plan)]
     shown += [fit_table(plan, place.device), losses_table(plan), *map(layers_table, layered(plan.stages))]
     shown += [*cache_tables(plan, times), time_table(plan, times), *paper(plan, times, wanted.counts)]
-    lines = [*own_tokens_lines(plan), *beside_lines(config, plan), *network_lines(plan)]
+    lines = [*stopping_lines(plan), *own_tokens_lines(plan), *beside_lines(config, plan), *network_lines(plan)]
     shown += [Text("\n".join(lines)) if lines else None, last_run_table(config, plan, times)]
     for part in shown:
         if part is not None:
@@ -155,10 +156,13 @@ def models_table(plan: Plan) -> Table:
 def costs_table(plan: Plan) -> Table:
     table = table_of("stage", "steps", "micro-steps", "sequences", "tokens", "epochs", "FLOPs/token")
     for stage in plan.stages:
-        counts = (f"{stage.steps:,}", str(stage.micro_steps), f"{stage.sequences:,}", amount(stage.tokens))
+        steps = f"{at_most(stage)}{stage.steps:,}"
+        counts = (steps, str(stage.micro_steps), f"{stage.sequences:,}", amount(stage.tokens))
         epochs = "?" if stage.epochs is None else f"{stage.epochs:.1f}"
         table.add_row(Text(stage.name), *counts, epochs, amount(stage.flops_per_token))
     table.caption = "micro-steps: forward/backward passes of one step on each rank"
+    if any(map(at_most, plan.stages)):
+        table.caption += "; at most: with all that follows from it, as early stopping may end the stage"
     if any(stage.epochs is None for stage in plan.stages):
         table.caption += "; ?: not known before the data is there (a stage counted in epochs shows one step)"
     return table

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from distill_core.batch import Batch
 from distill_core.cache import AnyTeacher
+from distill_core.early_stopping import PERPLEXITIES
 from distill_core.engine import Rank
+from distill_core.evaluate.pseudo_perplexity import PseudoPerplexity
 from distill_core.features import MASKED_LOGITS
 from distill_core.models.encoder import Encoder
 
@@ -31,23 +33,37 @@ class HeldOut:
     teacher: Quality | None
     agreement: float | None
     masked_tokens: int
+    pseudo_perplexity: PseudoPerplexity | None = None
+    """Of the student, where early stopping goes by it."""
 
     @property
     def score(self) -> float:
         """Higher is better."""
         return -self.student.loss
 
+    def metrics(self) -> dict[str, float]:
+        found = {"loss": self.student.loss, "accuracy": self.student.accuracy}
+        if self.agreement is not None:
+            found["agreement"] = self.agreement
+        if self.pseudo_perplexity is not None:
+            found["pseudo_perplexity"] = self.pseudo_perplexity.per_sentence
+            found["pseudo_perplexity_per_token"] = self.pseudo_perplexity.per_token
+        return found
+
     def scalars(self) -> dict[str, float]:
         found = {"eval/student_loss": self.student.loss, "eval/student_accuracy": self.student.accuracy}
         if self.teacher is not None and self.agreement is not None:
             found |= {"eval/teacher_loss": self.teacher.loss, "eval/teacher_accuracy": self.teacher.accuracy}
             found["eval/agreement"] = self.agreement
-        return found
+        return found | {f"eval/{name}": value for name, value in self.metrics().items() if name in PERPLEXITIES}
 
     def sentence(self) -> str:
         text = f"held-out loss {self.student.loss:.4f}, accuracy {self.student.accuracy:.1%}"
         if self.teacher is not None:
             text += f" (teacher {self.teacher.loss:.4f}, {self.teacher.accuracy:.1%}; agreement {self.agreement:.1%})"
+        found = self.pseudo_perplexity
+        if found is not None:
+            text += f", pseudo-perplexity {found.per_sentence:.2f} (per token {found.per_token:.2f})"
         return text
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from configs.loader import Config
 from data_prep.corpus import Corpus, Gathered
 from distill_core.data import samples
+from distill_core.engine import Rank
 from distill_core.evaluate.scoring import BUDGET, Copies, log_probabilities
 from distill_core.models.encoder import Encoder
 
@@ -47,22 +48,23 @@ def texts(corpus: Corpus, limit: int, seed: int) -> Gathered:
 
 
 def pseudo_perplexity(
-    model: Encoder, texts: Gathered, special_ids: Mapping[str, int], budget: int = BUDGET
+    model: Encoder, texts: Gathered, special_ids: Mapping[str, int], budget: int = BUDGET, rank: Rank | None = None
 ) -> PseudoPerplexity:
     """Of ``model`` on ``texts``.
 
     Args:
-        model: on its device; put into eval mode.
+        model: on its device; asked in eval mode.
         texts: n sequences, with the special tokens that the model wants.
         special_ids: by part (``mask`` among them); none of them is scored.
         budget: tokens of one forward pass.
+        rank: the ranks do it together (collective); None: this process alone.
     """
     ids, offsets = texts.ids.astype(np.int64), texts.offsets
     lengths = np.diff(offsets)
     places = np.flatnonzero(~np.isin(ids, list(special_ids.values())))
     text = np.repeat(np.arange(len(lengths)), lengths)[places]
     copies = Copies(ids, offsets, text, places - offsets[text], np.zeros((len(places), 2), np.int64), texts.types)
-    nll = -log_probabilities(model, copies, special_ids["mask"], budget)
+    nll = -log_probabilities(model, copies, special_ids["mask"], budget, rank)
     counts = np.bincount(text, minlength=len(lengths))
     sums = np.bincount(text, weights=nll, minlength=len(lengths))
     there = counts > 0

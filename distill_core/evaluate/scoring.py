@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from configs.errors import DataError
 from data_prep.corpus import offsets_of, spread
 from distill_core.batch import Batch
+from distill_core.engine import Rank
 from distill_core.features import MASKED_LOGITS
 from distill_core.models.attention import Kernel, choose_kernel, layout
 from distill_core.models.encoder import Encoder
@@ -56,20 +57,37 @@ class Copies:
 
 
 @torch.no_grad()
-def log_probabilities(model: Encoder, copies: Copies, mask_id: int, budget: int = BUDGET) -> NDArray[np.float64]:
+def log_probabilities(
+    model: Encoder, copies: Copies, mask_id: int, budget: int = BUDGET, rank: Rank | None = None
+) -> NDArray[np.float64]:
     """float64 [c]: log P(the token that stood at the scored place | its masked copy), in nats.
 
-    The model is put into eval mode and stays on its device.
+    The model is asked in eval mode and stays on its device. With ``rank`` the copies are divided among the ranks:
+    collective, and to the same bits on any number of them.
     """
+    was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    out = np.empty(len(copies), np.float64)
-    for places in groups(copies.lengths, budget):
+    out = np.zeros(len(copies), np.float64)
+    for places, mine in shares(list(groups(copies.lengths, budget)), rank):
         batch = _batch(copies, places, mask_id, choose_kernel("auto", device)).to(device)
         assert batch.rows is not None and batch.labels is not None
         logits = model(batch, MASKED_LOGITS).logits["masked"]
-        out[places] = -F.cross_entropy(logits.float(), batch.labels, reduction="none").double().cpu().numpy()
-    return out
+        if mine:
+            out[places] = -F.cross_entropy(logits.float(), batch.labels, reduction="none").double().cpu().numpy()
+    model.train(was_training)
+    return out if rank is None else rank.sum(torch.from_numpy(out).to(rank.device)).cpu().numpy()
+
+
+def shares(found: list[Ints], rank: Rank | None) -> Iterator[tuple[Ints, bool]]:
+    """This rank's groups, and whether each counts: with sharded weights all ranks must ask equally often, so that one
+    without a group of its own at the end repeats the first."""
+    if rank is None:
+        yield from ((places, True) for places in found)
+        return
+    for first in range(0, len(found), rank.world_size):
+        number = first + rank.rank
+        yield (found[number], True) if number < len(found) else (found[0], False)
 
 
 def groups(lengths: Ints, budget: int) -> Iterator[Ints]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from configs.errors import ConfigError
-from distill_core.config import AnyStage, AugmentStage, DistillStage, FinetuneStage, PretrainStage, RunConfig
+from distill_core.config import (
+    AnyStage,
+    AugmentStage,
+    DistillStage,
+    FinetuneStage,
+    PretrainStage,
+    RunConfig,
+    TrainedStage,
+)
 from distill_core.objective import Objective
 from distill_core.tasks import pretrained as task_models
 from distill_core.tasks.augment import check_augment
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.load import check_task_files, read_labels
+from distill_core.tasks.metrics import marks_entities
 
 
 def task_of(config: RunConfig, stage: AnyStage) -> TaskConfig | None:
@@ -58,7 +67,7 @@ def check_losses(config: RunConfig, stage: AnyStage, objectives: Sequence[Object
     """Losses on a task's outputs are where a task is, and others read no more than its rows.
 
     Raises:
-        ConfigError: a loss has nothing to look at, or `select: best` nothing to choose by.
+        ConfigError: a loss has nothing to look at, or `select: best` or early stopping nothing to go by.
     """
     assert not isinstance(stage, AugmentStage)
     needs = [objective.needs() for objective in objectives]
@@ -81,11 +90,37 @@ def check_losses(config: RunConfig, stage: AnyStage, objectives: Sequence[Object
             f"{who}: select: best chooses by the scores of the task's head, but no loss of this stage trains it; "
             "remove `select`, or add task or task_kd."
         )
+    check_early_stopping(config, stage, who)
     for teacher, need in zip(stage.teacher if isinstance(stage, DistillStage) else [], needs, strict=False):
         if need.teacher.task and not has_head(config, teacher.source):
             raise ConfigError(
                 f"{who}: the objective asks for the answers of the teacher {teacher.source} to the task, but it has no "
                 "head for one. Fine-tune it first with a stage of kind finetune, and name that stage as the teacher."
+            )
+
+
+def check_early_stopping(config: RunConfig, stage: TrainedStage, who: str) -> None:
+    """The score that a stage with a task may end by is one that its rows and its first teacher allow.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    task, early = task_of(config, stage), stage.training.early_stopping
+    if task is None or early is None:
+        return
+    if early.metric == "agreement" and isinstance(stage, DistillStage):
+        teacher = stage.teacher[0].source
+        if not has_head(config, teacher):
+            raise ConfigError(
+                f"{who}: early_stopping: agreement is that with the answers of the teacher {teacher} to the task, but "
+                f"it has no head for one; take {task.main_metric}, or fine-tune it first."
+            )
+    if task.kind == "tokens" and early.metric in ("f1", "precision", "recall"):
+        labels = read_labels(task)
+        if not marks_entities(labels):
+            raise ConfigError(
+                f"{who}: early_stopping: {early.metric} is of entities, and the tags {', '.join(labels[:5])} ... mark "
+                "none; take token_accuracy."
             )
 
 

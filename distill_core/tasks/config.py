@@ -26,7 +26,8 @@ class TaskConfig(Config):
     stride: int | None = Field(default=None, ge=1)
     """``span``: tokens by which the windows over a long text overlap; default: a quarter of ``max_length``."""
     metric: str | None = None
-    """By which `select: best` chooses; default: accuracy, pearson, f1 (tokens) or f1 (span)."""
+    """By which `select: best` chooses, if no early_stopping names another; default: accuracy, pearson, f1 (tokens) or
+    f1 (span)."""
 
     @model_validator(mode="after")
     def _known_metric(self) -> TaskConfig:

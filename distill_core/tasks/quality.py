@@ -43,6 +43,9 @@ class TaskQuality:
         """Higher is better."""
         return self.student[self.main]
 
+    def metrics(self) -> dict[str, float]:
+        return self.student if self.agreement is None else {**self.student, "agreement": self.agreement}
+
     def scalars(self) -> dict[str, float]:
         found = {f"eval/student_{name}": value for name, value in self.student.items()}
         if self.teacher is not None and self.agreement is not None:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs.errors import DataError, OutputError
 from distill_core import plots
+from distill_core.early_stopping import EarlyStopping, EarlyStoppingConfig
+from distill_core.engine import Rank
 from distill_core.finish import finish_run
 from distill_core.outcome import read_outcome, read_rows, write_json
 from distill_core.report import write_report
 from distill_core.report_facts import closed
 from tests.distill_core.finished import SENTENCES, Finished, metrics_row
 
+RANK = Rank(0, 0, 1, torch.device("cpu"))
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -95,6 +99,22 @@ def test_a_finished_run(finished: Finished) -> None:
     assert html.count("<svg") == 4 + 2 * 2
     assert "Not there yet" not in html and "Not there yet" not in markdown
     assert "prefers-color-scheme: dark" in html
+
+
+def test_stages_that_stopped_early_say_why(finished: Finished) -> None:
+    path = finished.config.stage_folder(1) / "DONE.json"
+    early = EarlyStopping(EarlyStoppingConfig(metric="loss", patience=2), RANK, [(10, 4.5), (15, 4.75), (20, 4.5)])
+    done = json.loads(path.read_text())
+    path.write_text(json.dumps({**done, "early_stopping": early.facts(20, 1000)}))
+    write_report(finished.config, finished.folder)
+    html, markdown = (check_html(finished.folder / "report.html"), (finished.folder / "report.md").read_text())
+    why = (
+        "student stopped early after step 20 of at most 1000: loss has not fallen in 2 evaluations since step 10 (4.5)."
+    )
+    assert why in html and why in markdown
+    assert "| student | loss | 2 | 0 | 20 of 1,000 | 4.5 | 10 |" in markdown
+    assert "| student | finished | 20 of 1,000 | 8 sequences |" in markdown
+    assert "| teacher | finished | 20 | 8 sequences |" in markdown
 
 
 def test_writing_again_gives_the_same(finished: Finished) -> None:

@@ -23,6 +23,7 @@ from launcher.plan_devices import Device, Place, place_of
 from launcher.plan_fit import wire_bytes
 from launcher.plan_memory import Memory
 from launcher.plan_probe import Probed, Taken
+from launcher.plan_stopping import at_most, perplexity_steps, stopping_lines
 from launcher.plan_time import Times
 from launcher.plan_view import Wanted
 from launcher.runfile import open_run
@@ -103,6 +104,32 @@ def test_stages_by_hand(prepared: Path) -> None:
     )
     trained = student.student.parameters() + student.projections
     assert student.checkpoint_bytes == 12 * trained * 3 + 4 * student.student.parameters()
+
+
+def test_early_stopping_makes_steps_the_most_that_there_may_be(prepared: Path) -> None:
+    words = ["stages.1.training.steps=40", "stages.1.training.evaluate_every=5"]
+    early = "{metric: pseudo_perplexity, patience: 3, sequences: 7}"
+    config = open_run(str(prepared), [*words, f"stages.1.training.early_stopping={early}"])
+    found = make_plan(config, 1)
+    teacher, student = found.stages
+    assert perplexity_steps(teacher) is None and at_most(teacher) == ""
+    data = student.data
+    rows: dict[Count, float] = {"tokens": 1.0, "pairs": data.pairs_per_token, "masked": 1 / data.pairs_per_token}
+    tokens = 7 * sum(length**2 for length in data.lengths) / len(data.lengths)
+    share = tokens * forward_flops(student.student, MASKED_LOGITS).of(rows) / student.flops_per_step
+    assert perplexity_steps(student) == pytest.approx(share, rel=0.05)  # the lengths that are looked at are a sample
+    out = io.StringIO()
+    plan_view.show(config, Wanted(probe=False), Console(file=out, width=200))
+    assert "at most 40" in out.getvalue() and "as early stopping may end the stage" in out.getvalue()
+    rhythm = "(patience 3, an evaluation each 5 steps)"
+    assert (
+        f"student: early stopping by pseudo_perplexity may end it after step 20 or later {rhythm}; an" in out.getvalue()
+    )
+    late = open_run(
+        str(prepared), [words[0], "stages.1.training.evaluate_every=10", f"stages.1.training.early_stopping={early}"]
+    )
+    (line,) = stopping_lines(make_plan(late, 1))
+    assert "cannot end it before its 40 steps are over (patience 3, an evaluation each 10 steps)" in line
 
 
 def test_more_ranks_need_fewer_micro_steps(prepared: Path) -> None:

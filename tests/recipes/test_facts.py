@@ -132,6 +132,7 @@ def robbertje(kind: str, order: str) -> dict[str, Any]:
         "data.masks": {"mode": "dynamic", "unit": "token", "rate": 0.15},
         "stages.0.student.init.kind": "random",
         "stages.0.training": {"epochs": 3, "order": order},
+        "stages.0.training.early_stopping": {"metric": "pseudo_perplexity", "min_delta": 0.0},
         "stages.0.training.optimizer": ROBBERTJE_ADAM,
     }
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from configs.errors import DataError
-from distill_core.evaluate.scoring import Copies, Located, locate, log_probabilities, word_scores
+from distill_core.engine import Rank
+from distill_core.evaluate.scoring import Copies, Located, groups, locate, log_probabilities, word_scores
 from tests.distill_core.evaluate.reference import (
     both,
     byte_level,
@@ -16,6 +19,7 @@ from tests.distill_core.evaluate.reference import (
     tiny_encoder,
     wordpiece,
 )
+from tests.distill_core.tasks.test_quality import Threads
 
 
 def some_copies(seed: int, texts: int = 5, copies: int = 23, vocab: int = 30) -> Copies:
@@ -43,6 +47,31 @@ def test_scores_are_those_of_single_masked_copies(budget: int, tmp_path: Path) -
         expected = log_probability(theirs, ids, int(copies.scored[c]), 4, hide)
         assert found[c] == pytest.approx(expected, abs=1e-5)
     assert (copies.ids == before).all()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_score_together_to_the_bits_of_one(world_size: int) -> None:
+    """Each asks its model equally often, as sharded weights need it; here there are 4 groups."""
+    copies = some_copies(3, vocab=20)
+    alone = log_probabilities(tiny_encoder(20), copies, 4, budget=40)
+    found: dict[int, NDArray[np.float64]] = {}
+    asked = dict.fromkeys(range(world_size), 0)
+    models = [tiny_encoder(20).train() for _ in range(world_size)]
+
+    def work(rank: Rank) -> None:
+        model = models[rank.rank]
+        model.register_forward_pre_hook(lambda *_: asked.update({rank.rank: asked[rank.rank] + 1}))
+        found[rank.rank] = log_probabilities(model, copies, 4, budget=40, rank=rank)
+        assert model.training
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in Threads(world_size).ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    count = len(list(groups(copies.lengths, 40)))
+    assert count == 4 and set(asked.values()) == {-(-count // world_size)}
+    assert all((found[rank] == alone).all() for rank in range(world_size))
 
 
 def test_no_copies() -> None:

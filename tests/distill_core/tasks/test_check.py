@@ -132,6 +132,11 @@ def test_tags_without_entities_need_a_metric(run: Run) -> None:
     refused(run, DataError, "are not of the form B-X, I-X, O", "set `metric: token_accuracy`")
     run.tasks["pos"]["metric"] = "token_accuracy"
     check(run.config(), 2)
+    early = {"metric": "recall"}
+    run.stages[0]["training"] = {**TRAINING, "evaluate_every": 1, "early_stopping": early}
+    refused(run, ConfigError, "early_stopping: recall is of entities, and the tags ADJ, NOUN ... mark none")
+    early["metric"] = "token_accuracy"
+    check(run.config(), 2)
 
 
 def test_skipped_rows_are_told(run: Run) -> None:
@@ -224,6 +229,13 @@ def test_losses_that_have_nothing_to_look_at(run: Run) -> None:
     refused(run, ConfigError, "select: best chooses by the scores of the task's head, but no loss")
     run.stages[0]["objective"] = [{"kind": "task_kd"}]
     refused(run, ConfigError, "stage 'teacher'", "this stage has no teacher; take task")
+
+
+def test_agreement_to_stop_by_is_that_with_a_teacher_of_the_task(run: Run) -> None:
+    run.stages[2]["training"] = {**TRAINING, "evaluate_every": 1, "early_stopping": {"metric": "agreement"}}
+    check(run.config(), 2)
+    run.stages[2] |= {"teacher": run.base, "objective": [{"kind": "task"}, {"kind": "hidden_mse", "layers": [[0, 0]]}]}
+    refused(run, ConfigError, f"agreement is that with the answers of the teacher {run.base}", "take accuracy")
 
 
 def test_task_losses_without_a_task(run: Run) -> None:

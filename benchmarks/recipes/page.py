@@ -82,6 +82,7 @@ def _scale_table(scale: Scale) -> str:
         ["learning rate", f"{scale.learning_rate:g}; on a task {scale.task_learning_rate:g}"],
         ["precision", "fp32"],
         ["stored mask views", "1 (no text is read twice)"],
+        ["texts of the corpus that can become references", f"{scale.references:,}"],
         ["augmented copies of each text of a row", str(scale.copies)],
         ["early stopping, templates for bias, fill-mask sentences", "left out"],
         ["pseudo-perplexity", f"of {scale.perplexity_sequences} sequences"],

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.recipes.curves import Curves, Figure, Stage
-from benchmarks.recipes.runs import Material, kind_of, published_shapes
+from benchmarks.recipes.runs import RECIPES, Material, kind_of, published_shapes
 from benchmarks.recipes.small import Scale
 from benchmarks.step.record import hardware, table, versions
 
@@ -52,6 +52,7 @@ def write_page(
         _fill(READING.format(steps=material.scale.log_every)),
         _fill(hardly(found)),
         "## Curves",
+        *map(_fill, _left(found)),
         *(section(curves) for curves in found),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,7 @@ def _scale_table(scale: Scale) -> str:
         ["learning rate", f"{scale.learning_rate:g}; on a task {scale.task_learning_rate:g}"],
         ["precision", "fp32"],
         ["stored mask views", "1 (no text is read twice)"],
+        ["texts of the corpus that can become references", f"{scale.references:,}"],
         ["augmented copies of each text of a row", str(scale.copies)],
         ["early stopping, templates for bias, fill-mask sentences", "left out"],
         ["pseudo-perplexity", f"of {scale.perplexity_sequences} sequences"],
@@ -117,6 +119,11 @@ def _teacher(kind: str, folder: Path) -> str:
         f"{facts['sequences'] // facts['steps']} sequences; at its end held-out loss {quality['loss']:.3f}, accuracy "
         f"{quality['accuracy']:.1%}."
     )
+
+
+def _left(found: Sequence[Curves]) -> list[str]:
+    left = [f"`{recipe}`" for recipe in RECIPES if recipe not in {curves.recipe for curves in found}]
+    return [f"Not carried out here yet; the same command goes on with them: {', '.join(left)}."] if left else []
 
 
 def hardly(found: Sequence[Curves]) -> str:

@@ -64,6 +64,8 @@ class Scale:
     held_out_sequences: int
     copies: int
     """Of an augmented row."""
+    references: int
+    """Texts of the corpus that can become references."""
     perplexity_sequences: int
     """Where a recipe measures pseudo-perplexity."""
     check_heads: bool
@@ -105,6 +107,7 @@ TINY = Scale(
     held_out=0.05,
     held_out_sequences=20,
     copies=2,
+    references=200,
     perplexity_sequences=4,
     check_heads=False,  # its teachers are random
 )
@@ -131,6 +134,7 @@ SMALL = Scale(
     held_out=0.01,
     held_out_sequences=200,
     copies=1,
+    references=2000,
     perplexity_sequences=20,
     check_heads=True,
 )
@@ -228,6 +232,8 @@ def _shrink_stage(stage: dict[str, Any], teachers: Mapping[str, str], scale: Sca
         if isinstance(loss.get("layers"), list):
             pairs = [pair for pair in loss["layers"] if not any(layer % scale.factor for layer in pair)]
             loss["layers"] = [[layer // scale.factor for layer in pair] for pair in pairs]
+    if "documents" in (stage.get("references") or {}):
+        stage["references"]["documents"] = scale.references
     if "augment" in stage:
         stage["augment"]["copies"] = scale.copies
     if "training" in stage:

@@ -151,7 +151,7 @@ def words(tmp_path: Path) -> list[str]:
 def test_the_program(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main([*words, "--seeds", "1", "2"], QUICK) == 0
     text = (tmp_path / "out" / "curves.md").read_text(encoding="utf-8")
-    assert "### distilbert" in text and "### bort" not in text
+    assert "### distilbert" in text and "### bort" not in text and "goes on with them: `bort`, " in text
     assert "12 x 768 -> 6 x 768 as published; wordpiece; 2 seeds" in text
     assert "loss at 2 | loss at 4 | at the end" in text and "Teacher, wordpiece" in text
     assert str(tmp_path) not in text

@@ -52,10 +52,13 @@ def arguments(words: Sequence[str] | None, scale: Scale) -> argparse.Namespace:
 
 
 def spoken(words: Sequence[str]) -> str:
-    """The command, with the last parts of paths, and for all recipes: runs add up, however they were called for."""
+    """The command, with the last parts of paths, and for all recipes: runs add up, however they were called for.
+
+    Where the runs and the page lie is not said.
+    """
     shown, skip = ["python -m benchmarks.recipes"], False
     for word in words:
-        skip = word == "--only" or (skip and not word.startswith("--"))
+        skip = word in ("--only", "--out", "--page") or (skip and not word.startswith("--"))
         if not skip:
             shown.append(Path(word).name if "/" in word else word)
     return " ".join(shown)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill_core.config import AugmentStage, RunConfig, TrainedStage
+from distill_core.config import AugmentStage, DistillStage, RunConfig, TrainedStage
 from distill_core.outcome import StageOutcome, read_outcome
 
 POINTS = 6
@@ -50,11 +50,14 @@ class Stage:
     """Of masked LM."""
     teacher: Figure | None
     seconds: Figure
+    one_by_one: int = 0
+    """Steps at its beginning in which its layers learn one after another, so that not all losses count yet."""
 
     @property
     def fall(self) -> float:
         """Share of the first of its losses that is gone at the last."""
-        return 1 - self.losses[-1].mean / self.losses[0].mean
+        whole = [loss.mean for step, loss in zip(self.at, self.losses, strict=True) if step > self.one_by_one]
+        return 1 - whole[-1] / whole[0]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,14 @@ def _stage(column: Sequence[StageOutcome]) -> Stage:
         accuracy=_quality(evaluations, "student", "accuracy") if metric == "loss" else None,
         teacher=_quality(evaluations, "teacher", metric),
         seconds=Figure(tuple(float(one["seconds"]) for one in done)),
+        one_by_one=_one_by_one(stage),
     )
+
+
+def _one_by_one(stage: TrainedStage) -> int:
+    if not isinstance(stage, DistillStage) or stage.progressive is None or stage.student.model is None:
+        return 0
+    return stage.progressive.steps_per_layer * stage.student.model.resolve(vocab_size=1000).num_hidden_layers
 
 
 def spread(count: int, points: int) -> list[int]:

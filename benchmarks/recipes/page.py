@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,10 +101,16 @@ def _material(material: Material, teachers: dict[str, Path]) -> list[str]:
     rows = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in material.rows.items()}
     return [
         f"**Text:** {names}{size}; {material.scale.held_out:.0%} of the documents held out.",
-        f"**Task:** the first {rows['train']:,} training and {rows['dev']:,} dev rows.",
+        f"**Task:** the first {rows['train']:,} training and {rows['dev']:,} dev rows; the most frequent label has "
+        f"{_most_frequent(material.rows['dev']):.1%} of the latter.",
         OTHER_LANGUAGES,
         *(_teacher(kind, folder) for kind, folder in teachers.items()),
     ]
+
+
+def _most_frequent(rows: Path) -> float:
+    labels = Counter(json.loads(line)["label"] for line in rows.read_text(encoding="utf-8").splitlines())
+    return max(labels.values()) / labels.total()
 
 
 def _teacher(kind: str, folder: Path) -> str:
@@ -167,6 +174,11 @@ def section(curves: Curves) -> str:
         head += f" Unigram baseline on held-out text {curves.unigram:.3f} ({curves.masked_tokens:,} masked tokens)."
     for model, figure in curves.perplexity.items():
         head += f" Pseudo-perplexity a token of {model}: {figure.show('{:.0f}')}."
+    for stage in curves.stages:
+        if stage.one_by_one:
+            head += (
+                f" Layers of {stage.name} learn one after another for {stage.one_by_one} steps; then all losses count."
+            )
     groups: dict[tuple[int, ...], list[Stage]] = {}
     for stage in curves.stages:
         groups.setdefault(stage.at, []).append(stage)

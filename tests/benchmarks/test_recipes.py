@@ -80,6 +80,12 @@ def test_figures() -> None:
     assert Figure((1.001, 1.002)).show("{:.1f}") == "1.0"
 
 
+def test_layers_that_learn_one_by_one_do_not_count_as_a_fall() -> None:
+    losses = tuple(Figure((value,)) for value in (5.0, 40.0, 30.0))
+    stage = Stage("s", "distill", 1, 30, (10, 20, 30), losses, "held-out loss", None, None, None, Figure((1.0,)), 10)
+    assert stage.fall == pytest.approx(0.25)
+
+
 def test_first_rows_of_a_compressed_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
@@ -89,7 +95,7 @@ def test_first_rows_of_a_compressed_file(tmp_path: Path) -> None:
 
 
 def test_the_command_shows_no_folders_and_all_recipes() -> None:
-    words = ["/a/text.txt", "--only", "pkd", "bort", "--seeds", "1", "2", "--train", "b/train.jsonl"]
+    words = ["/a/text.txt", "--only", "pkd", "bort", "--seeds", "1", "2", "--out", "/o", "--train", "b/train.jsonl"]
     assert program.spoken(words) == "python -m benchmarks.recipes text.txt --seeds 1 2 --train train.jsonl"
 
 

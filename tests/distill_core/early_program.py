@@ -183,7 +183,7 @@ def run_case(corpus: Corpus, teacher: str, rank: Rank, precision: str, zero: int
         "patient": left(patient),
         "further": left(more),
         "beside": [left(beside, 0), left(beside, 1)["done"]["steps"]],
-        "alone": by_one_rank(corpus, straight),
+        "alone": by_one_rank(corpus, patient),
     }
 
 

@@ -70,10 +70,10 @@ def test_a_stage_beside_it_goes_on(results: Results, case: str) -> None:
 @pytest.mark.parametrize("case", NAMES)
 def test_ranks_measure_together_what_one_measures(results: Results, case: str) -> None:
     """The best model is that of the lowest pseudo-perplexity, and it has what was noted."""
-    done, alone = results[case]["straight"]["done"], results[case]["alone"]
+    done, alone = results[case]["patient"]["done"], results[case]["alone"]
     values = dict(done["early_stopping"]["evaluations"])
     assert done["selected_step"] == min(values, key=lambda step: (values[step], step))
     noted = done["evaluation"]["pseudo_perplexity"]
     assert noted["tokens"] == alone["tokens"] and noted["per_sentence"] == values[done["selected_step"]]
     for name in ("per_sentence", "per_token"):
-        assert noted[name] == pytest.approx(alone[name], rel=1e-5 if case.startswith("fp32") else 2e-2)
+        assert noted[name] == pytest.approx(alone[name], rel=1e-4 if case.startswith("fp32") else 2e-2)

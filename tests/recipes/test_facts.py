@@ -174,6 +174,8 @@ FACTS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("mobilebert-zh", "faithful"): DROPOUT
     | {
         "stages.0.student.model.preset": "mobilebert",
+        "stages.0.student.model.pooler": True,
+        "data.sequences": {"kind": "pairs", "pair_order": "next", "max_length": 512},
         "stages.0.progressive": {"steps_per_layer": 10_000, "lower_layers": "freeze"},  # 240,000 for 24 layers
         "stages.0.training": {"steps": 740_000, "global_batch_size": 2048},
     },
@@ -318,8 +320,9 @@ SHAPES: dict[str, dict[str, tuple[float | None, float, dict[str, Any], int]]] = 
                 "hidden_mse": [(i, i) for i in range(25)],
                 "attention_ce": [(i, i) for i in range(1, 25)],
                 "mlm": [],
+                "sentence_order": [],
             },
-            25 * (512 * 1024 + 1024),
+            25 * (512 * 1024 + 1024) + 2 * 512 + 2,
         )
     },
 }

@@ -28,6 +28,7 @@ from tests.recipes.test_facts import CASES, read
 
 B, L, LABELS = 2, 3, 4
 ROWS = torch.tensor([0, 2, 4])
+ORDER = torch.tensor([1, 0])
 NEEDED = ["data.tokenizer.vocab=/no/vocabulary"]
 
 
@@ -144,15 +145,24 @@ def minilmv2(heads: int) -> Callable[[Drawn], Tensor]:
     return lambda d: torch.stack([relation(cut(a), cut(b)) for a, b in zip(*d.heads(12, 6), strict=True)]).sum()
 
 
-def mobilebert(d: Drawn) -> Tensor:
-    """Feature maps by projected MSE, attention by cross-entropy of the mean heads' scores, 0.5 cross-entropy."""
-    found = 0.5 * nn.CrossEntropyLoss()(d.student.logits["masked"], d.labels)
-    for i, fit in enumerate(d.maps):
-        found = found + nn.MSELoss()(*d.hidden(i, i, fit))
-    for i in range(1, 25):
-        mine, theirs = (scores.mean(1) for scores in d.scores(i, i))
-        found = found - (theirs.softmax(-1) * mine.log_softmax(-1)).sum() / (B * L)
-    return found
+def mobilebert(faithful: bool) -> Callable[[Drawn], Tensor]:
+    """Feature maps by projected MSE, attention by cross-entropy of the mean heads' scores, 0.5 cross-entropy; as
+    published, next sentences besides."""
+
+    def loss(d: Drawn) -> Tensor:
+        found = 0.5 * nn.CrossEntropyLoss()(d.student.logits["masked"], d.labels)
+        for i, fit in enumerate(d.maps[:25]):
+            found = found + nn.MSELoss()(*d.hidden(i, i, fit))
+        for i in range(1, 25):
+            mine, theirs = (scores.mean(1) for scores in d.scores(i, i))
+            found = found - (theirs.softmax(-1) * mine.log_softmax(-1)).sum() / (B * L)
+        if not faithful:
+            return found
+        (classify,) = d.maps[25:]
+        assert d.student.pooled is not None
+        return found + nn.CrossEntropyLoss()(classify(d.student.pooled), ORDER)
+
+    return loss
 
 
 def pkd(faithful: bool) -> Callable[[Drawn], Tensor]:
@@ -194,7 +204,7 @@ def expected(recipe: str, mode: str | None, stage: str) -> Callable[[Drawn], Ten
         return distilbert
     if recipe.startswith("minilm-"):
         return minilm(12 if recipe == "minilm-12x384" else 6)
-    fixed = {"bort": bort, "mobilebert-zh": mobilebert, "pkd": pkd(faithful), "rbt3": rbt3}
+    fixed = {"bort": bort, "mobilebert-zh": mobilebert(faithful), "pkd": pkd(faithful), "rbt3": rbt3}
     heads = {"minilmv2-6x384": 48, "minilmv2-h256": 64}
     return minilmv2(heads[recipe]) if recipe in heads else fixed[recipe]
 
@@ -216,12 +226,13 @@ def features(request: FeatureRequest, shape: EncoderConfig, seed: int) -> Featur
             for i in sorted(request.heads)
         },
         {kind: leaf(rows[kind], shape.vocab_size) for kind in sorted(request.logits)},
+        pooled=leaf(B, shape.hidden_size) if request.pooled else None,
         task=leaf(B, LABELS) if request.task else None,
     )
 
 
 def leaves(found: Features) -> list[Tensor]:
-    rest = [] if found.task is None else [found.task]
+    rest = [each for each in (found.pooled, found.task) if each is not None]
     return [
         *found.hidden.values(),
         *(t for three in found.heads.values() for t in three),
@@ -257,6 +268,7 @@ def compare(
         layout([L] * B, "runs"),
         rows=ROWS,
         labels=labels,
+        order=ORDER if needs.student.pooled else None,
         targets=targets if needs.student.task else None,
         task="classification" if needs.student.task else None,
     )

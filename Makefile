@@ -33,9 +33,9 @@ bench: install ## The step against its bars ([VOCAB=vocab.txt TEXTS="files"] [TI
 	@OMP_NUM_THREADS=1 timeout 1000 $(BIN)/python -m benchmarks.step $(TEXTS) --record docs/benchmarks.md \
 		$(if $(VOCAB),--vocabulary $(VOCAB)) $(if $(TINYBERT),--tinybert $(TINYBERT)) $(if $(DISTILBERT),--distilbert $(DISTILBERT))
 
-bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines", 20 MB of them)
+bench-prep: install ## Preparation against its bars (VOCAB=vocab.txt TEXTS="files of text or JSON lines", 20 MB of them; DATATROVE=a Python that has it)
 	$(if $(and $(VOCAB),$(TEXTS)),,$(error say which: make bench-prep VOCAB=vocab.txt TEXTS="files of text or JSON lines"))
-	@OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS)
+	@OMP_NUM_THREADS=1 timeout 900 $(BIN)/python -m benchmarks.prep $(VOCAB) $(TEXTS) $(if $(DATATROVE),--datatrove $(DATATROVE))
 
 lint: install ## ruff
 	@$(BIN)/ruff check .

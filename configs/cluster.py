@@ -53,8 +53,8 @@ class Timeouts(Config):
     (SIGSTOP), in whichever section."""
     stop: float = Field(default=300, gt=0)
     """For a step and its checkpoint, after SIGTERM or SIGUSR1, before the ranks are killed."""
-    peer_grace: float = Field(default=5, ge=0)
-    """For the other ranks to write their own message, after one has failed."""
+    peer_grace: float = Field(default=1, ge=0)
+    """For the other ranks to write their own message, after one has failed; of one that was killed they know less."""
 
 
 class Supervision(Config):

@@ -23,9 +23,9 @@ MAX_VALUES = 100_000
 
 
 class Config(BaseModel):
-    """Base of every typed config: unknown keys are errors, values do not change after validation."""
+    """Base of every typed config: unknown keys are errors, numbers finite, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -87,9 +87,18 @@ def _choose_mode(tree: dict[str, Any], origins: Origins, overrides: Sequence[str
     tree["mode"] = wanted
 
 
+def is_packaged(path: str | Path) -> bool:
+    """Whether it is the name of a packaged file."""
+    return any(candidate.is_file() for candidate in _packaged(path))
+
+
+def _packaged(path: str | Path) -> list[Path]:
+    return [PACKAGED / f"{path}.yaml", PACKAGED / path]
+
+
 def _find(path: str | Path, beside: Path | None = None) -> Path:
     tried = [Path(path)] if beside is None else [beside.parent / path]
-    tried += [PACKAGED / f"{path}.yaml", PACKAGED / path]
+    tried += _packaged(path)
     for candidate in tried:
         if candidate.is_file():
             return candidate

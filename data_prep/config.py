@@ -116,8 +116,11 @@ class TokenizerConfig(Config):
     vocab: str | None = None
     """``vocab.txt`` (wordpiece), ``spiece.model`` (sentencepiece) or ``tokenizer.json`` (bpe), or a folder with one
     (bpe: or with ``vocab.json`` and ``merges.txt``); trained if absent."""
+    algorithm: Literal["unigram", "bpe"] = "unigram"
+    """Only when trained, ``sentencepiece`` only: its unigram model, or its BPE over characters."""
     lowercase: bool = True
-    """``bpe`` is always cased: false there, and true is refused."""
+    """``wordpiece`` only: ``bpe`` is always cased, ``sentencepiece`` models have their own normalisation; false there,
+    and true is refused."""
     vocab_size: int = Field(default=8000, ge=200, le=4_000_000)
     """Only when trained."""
     train_characters: int = Field(default=50_000_000, ge=1000)
@@ -125,17 +128,22 @@ class TokenizerConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _bpe_is_cased(cls, values: Any) -> Any:
-        bpe = isinstance(values, dict) and values.get("kind") == "bpe"
-        return {"lowercase": False, **values} if bpe else values
+    def _only_wordpiece_has_lowercase(cls, values: Any) -> Any:
+        others = isinstance(values, dict) and values.get("kind") in ("bpe", "sentencepiece")
+        return {"lowercase": False, **values} if others else values
 
     @model_validator(mode="after")
-    def _belongs_to_bpe(self) -> TokenizerConfig:
-        if self.kind != "bpe":
-            return self
-        if self.lowercase:
+    def _belongs_to_kind(self) -> TokenizerConfig:
+        if self.lowercase and self.kind == "bpe":
             raise ValueError("lowercase: true is not for kind: bpe, which keeps every byte of the text; remove it")
-        if self.vocab is None and self.vocab_size <= BPE_SMALLEST:
+        if self.lowercase and self.kind == "sentencepiece":
+            raise ValueError(
+                "lowercase: true is not for kind: sentencepiece, whose models carry their own normalisation; remove "
+                "it, and for lower case give a model as `vocab` that was trained with a rule such as nmt_nfkc_cf"
+            )
+        if self.algorithm != "unigram" and self.kind != "sentencepiece":
+            raise ValueError(f"algorithm is read by kind: sentencepiece only, not by {self.kind}; remove it")
+        if self.kind == "bpe" and self.vocab is None and self.vocab_size <= BPE_SMALLEST:
             raise ValueError(
                 f"vocab_size: {self.vocab_size} leaves no room for merges; kind: bpe begins with {BPE_SMALLEST} "
                 "entries (256 bytes and 5 special tokens)"

@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram import metadata
+from tensorboard.plugins.text.summary import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from data_prep.page import Table, markdown_cell
 from data_prep.statistics import EDGES
@@ -20,11 +26,6 @@ def write_events(folder: Path, lengths: dict[str, list[int]], tables: dict[str, 
         lengths: counts by the classes of ``statistics.EDGES``, by name.
         tables: shown as text under their names.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.text.summary import text_pb
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     values = [histogram(f"lengths/{name}", counts) for name, counts in lengths.items() if any(counts)]
     for name, table in tables.items():
         values += text_pb(f"corpus/{name.lower()}", markdown(table)).value
@@ -38,10 +39,6 @@ def write_events(folder: Path, lengths: dict[str, list[int]], tables: dict[str, 
 
 def histogram(tag: str, counts: list[int]) -> Any:
     """A histogram value from counted classes; the empty ones behind the last are left out."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.histogram import metadata
-    from tensorboard.util.tensor_util import make_tensor_proto
-
     last = max(place for place, count in enumerate(counts) if count) + 1
     edges = np.array([*EDGES, EDGES[-1] * 2], np.float64)
     buckets = np.stack([edges[:last], edges[1 : last + 1], np.array(counts[:last], np.float64)], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,12 @@ ORDERS = {"next": ("B follows A", "B is random"), "swapped": ("A, then B", "swap
 
 def samples(corpus: Corpus, split: SplitName, count: int, view: int, first: int = 0) -> list[str]:
     """Up to ``count`` sequences of ``split`` from number ``first`` on under mask view ``view``, one text each."""
-    part = corpus.split(split)
-    index = np.arange(first, min(first + count, len(part)), dtype=np.int64)
+    return samples_at(corpus, split, range(first, min(first + count, len(corpus.split(split)))), view)
+
+
+def samples_at(corpus: Corpus, split: SplitName, places: Sequence[int], view: int) -> list[str]:
+    """The sequences of ``split`` with these numbers, as :func:`samples`."""
+    part, index = corpus.split(split), np.array(places, np.int64)
     gathered, masks = part.gather(index), part.masks(index, np.full(len(index), view, np.int64))
     kind = corpus.manifest["tokenizer"]["kind"]
     tokenizer = open_tokenizer(corpus.tokenizer_folder, TokenizerConfig(kind=kind))

@@ -18,6 +18,7 @@ from typing import Any
 
 import xxhash
 from numba.core.caching import CacheImpl, _SourceFileBackedLocatorMixin
+from numba.np import linalg
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("configs", "data_prep", "distill_core")
@@ -81,15 +82,19 @@ def _file_of(name: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
+@cache
+def _ours(name: str) -> bool:
+    file = Path(name).resolve()
+    return file.is_file() and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ROOMS
+
+
 def _stamped(locator: type[Any]) -> type[Any]:
     """A kind of numba's locators that finds a place for our kernels only, and stamps them with all their sources."""
 
     class Stamped(locator):  # type: ignore[misc]  # numba has no types
         @classmethod
         def from_function(cls, py_func: Any, py_file: str) -> Any:
-            file = Path(py_file).resolve()
-            ours = file.is_file() and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ROOMS
-            return super().from_function(py_func, py_file) if ours else None
+            return super().from_function(py_func, py_file) if _ours(py_file) else None
 
         def get_source_stamp(self) -> str:
             return source_stamp(Path(self._py_file).resolve())
@@ -101,3 +106,21 @@ def install() -> None:
     """From now on kernels are cached so. Called by ``data_prep/__init__.py``, before any kernel can be defined."""
     known = CacheImpl._locator_classes  # a list, so that packages with locators of their own can add them
     known[:0] = [_stamped(locator) for locator in known if issubclass(locator, _SourceFileBackedLocatorMixin)]
+    _leave_scipy_out()
+
+
+def _leave_scipy_out() -> None:
+    """Load the part of numba that asks for SciPy's linear algebra, and let it find none.
+
+    It would import it with the first kernel of every process, which takes 0.1 s and 16 MiB, only to know how to compile
+    ``np.correlate`` and ``np.convolve``. What needs it (``np.dot``) looks for it again when it is compiled.
+    """
+
+    def none_here() -> None:
+        raise ImportError
+
+    kept, linalg.ensure_blas = linalg.ensure_blas, none_here
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        linalg.ensure_blas = kept

@@ -45,13 +45,19 @@ def write_corpus(job: Job) -> None:
         write_bytes(folder / "unigram.bin", unigram.astype("<i8").tobytes())
         manifest = describe(job, shards, counts, splits)
         if job.config.sources:
-            from data_prep.report import write_report  # matplotlib is large, and workers make no reports
+            from data_prep.report import write_report
 
             close_tools()
             write_report(Corpus(folder, manifest), job.tokenizer, [shard for _, shard in shards])
         sweep(folder)
         sweep(folder / "shards", everything=True)
         write_manifest(folder, manifest)
+
+
+def get_ready() -> None:
+    """Import what :func:`write_corpus` needs for the report: a fifth of a second, and workers have no use for it."""
+    import data_prep.events
+    import data_prep.report  # noqa: F401
 
 
 def totals(job: Job, shards: Shards) -> tuple[Counter[str], Splits, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.block import Task, prepare_block
 from data_prep.config import DataConfig
 from data_prep.dedup import found_already, merge
-from data_prep.manifest import write_corpus
+from data_prep.manifest import get_ready, write_corpus
 from data_prep.plan import Job
 from data_prep.sources import whole_shard
 from data_prep.survey import survey_block, survey_facts
@@ -33,6 +33,8 @@ class Phase:
     """Does it, and returns the same. A function of a module: it is sent to other processes by its name."""
     close: Callable[[Job], None]
     """After all blocks, in one process; harmless when it is done again."""
+    get_ready: Callable[[], None] = lambda: None
+    """Loads what ``close`` needs: for a process that waits for others until then. Not needed otherwise."""
 
     def missing(self, job: Job) -> list[Task]:
         return [task for task in job.tasks if self.facts(job, task) is None]
@@ -50,7 +52,7 @@ def surveyed(job: Job, task: Task) -> Facts | None:
 
 def phases(config: DataConfig) -> list[Phase]:
     """In the order in which they are carried out."""
-    shards = Phase("shards", shard_facts, prepare_block, write_corpus)
+    shards = Phase("shards", shard_facts, prepare_block, write_corpus, get_ready)
     if not (config.dedup.wanted and config.sources):
         return [shards]
     return [Phase("survey", surveyed, survey_block, lambda job: merge(job.tasks)), shards]

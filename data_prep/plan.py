@@ -59,7 +59,7 @@ class Job:
             DataError: nothing is planned there; its segmenter or OpenCC is not the planned one.
         """
         plan, facts = read_manifest(folder, PLAN), read_manifest(folder, TASKS)
-        config = DataConfig.model_validate(plan["identity"])
+        config = DataConfig.model_validate(as_of_now(plan["identity"]))
         changed = differences(facts["segmenter"], describe_segmenter(config.segment), "segmenter")
         changed += differences(facts["rewrite"], describe_rewrite(config.clean), "rewrite")
         if changed:
@@ -175,6 +175,10 @@ def refuse(folder: Path, changed: list[str]) -> None:
 
 def as_of_now(identity: dict[str, Any]) -> dict[str, Any]:
     """The identity in an older manifest with the fields that came since then, which had their defaults."""
+    tokenizer = identity.get("tokenizer", {})
+    if tokenizer.get("kind") == "sentencepiece" and tokenizer.get("lowercase") is True:
+        # It was the default, without effect, before it was refused there.
+        identity = {**identity, "tokenizer": {**tokenizer, "lowercase": False}}
     try:
         return identity_of(DataConfig.model_validate(identity))
     except ValueError:  # fields that are no more: the differences will show them

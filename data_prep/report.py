@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from data_prep import inspect
 from data_prep.atomic import aside_of, discard, put_into_place, sync_all, write_bytes
-from data_prep.charts import histogram
 from data_prep.corpus import Corpus, SplitName
 from data_prep.documents import Counts
+from data_prep.histogram import histogram
 from data_prep.page import Code, Plot, Section, Table, render
 from data_prep.statistics import EDGES, merged
 from data_prep.tokenizer_base import Tokenizer
@@ -160,11 +159,10 @@ def masks(corpus: Corpus) -> Section:
     return Section("Masked samples", [inspect.LEGEND], codes=[Code("", "text", drawn, folded=False)])
 
 
-def samples(corpus: Corpus) -> Iterator[str]:
+def samples(corpus: Corpus) -> list[str]:
     name: SplitName = "train" if corpus.manifest["masking"]["rate"] > 0 else "held_out"
     total = len(corpus.split(name))
-    for place in sorted({total * k // SAMPLES for k in range(SAMPLES)}):
-        yield from inspect.samples(corpus, name, 1, 0, place)
+    return inspect.samples_at(corpus, name, sorted({total * k // SAMPLES for k in range(SAMPLES)}), 0)
 
 
 def settings(corpus: Corpus) -> Table:

@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from configs.errors import DataError, output_error
-from data_prep.atomic import aside_of, put_into_place, sync, write_json
+from data_prep.atomic import aside_of, begin_sync, put_into_place, sync, write_json
 
 MAGIC = b"MMIDIDX\x00\x00"
 # Megatron has no uint32; ids stay below 2**31, so its int32 is the same bytes.
@@ -73,8 +73,10 @@ class ShardWriter:
 
 def seal(aside: Path, final: Path, facts: dict[str, Any]) -> None:
     """Sync the files in ``aside``, write its manifest (``facts``, size and hash of each); it becomes ``final``."""
-    files = {}
-    for path in sorted(p for p in aside.rglob("*") if p.is_file()):
+    files, paths = {}, sorted(p for p in aside.rglob("*") if p.is_file())
+    for path in paths:
+        begin_sync(path)
+    for path in paths:
         sync(path)
         files[str(path.relative_to(aside))] = file_facts(path)
     write_manifest(aside, {**facts, "files": files})
@@ -151,6 +153,8 @@ class SplitWriter:
         if self.folder.exists():
             lengths, documents = np.concatenate(self._lengths), np.concatenate(self._documents)
             write_index(self.folder / "tokens.idx", self.dtype, lengths, documents)
+            for name in ("tokens.bin", "words.bits", "tokens.idx"):  # while views and masks are made
+                begin_sync(self.folder / name)
 
     def abandon(self) -> None:
         """Close the files whatever is in them: on a full disk, what is still buffered cannot be written either."""

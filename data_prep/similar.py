@@ -8,7 +8,6 @@ does not say how near they are; the bound on the cosine is ours.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from configs.errors import DataError
-from data_prep.atomic import write_json
+from data_prep.atomic import aside_of, discard, put_into_place, sync_all, write_json
 from data_prep.config import SimilarConfig
 from data_prep.mapped import offsets_of
 from data_prep.mask_kernels import hash_of
@@ -111,21 +110,32 @@ def _near(units: NDArray[np.float32], config: SimilarConfig) -> NDArray[np.int64
 
 
 def make_similar(config: SimilarConfig | None, tokenizer: Tokenizer, folder: Path) -> str | None:
-    """Make the table in ``folder/similar`` unless it is there; returns a hash of its content, None without one."""
+    """Make the table in ``folder/similar`` unless it is there; returns a hash of its content, None without one.
+
+    Under its final name the table is whole; several processes may make it at once.
+
+    Raises:
+        DataError: see :func:`find_similar`.
+        OSError: the folder cannot be written.
+    """
     target = folder / FOLDER
     if config is None:
-        shutil.rmtree(target, ignore_errors=True)
+        discard(target)
         return None
     made_from = {"settings": config.model_dump(), "tokenizer": tokenizer.hash, "vectors": _state(config.vectors)}
-    note = read_json(target / "made-from.json")
-    if note.get("made_from") != made_from or content_of(target) != note.get("content"):
-        shutil.rmtree(target, ignore_errors=True)
-        words = find_similar(config, tokenizer)
+
+    def sound(there: Path) -> bool:
+        note = read_json(there / "made-from.json")
+        return note.get("made_from") == made_from and note.get("content") == content_of(there)
+
+    if not sound(target):
+        aside, words = aside_of(target), find_similar(config, tokenizer)
         for name, array in (("starts", words.starts), ("ids", words.ids), ("near", words.near)):
-            write_array(target / f"{name}.bin", array)
-        note = {"made_from": made_from, "content": content_of(target)}
-        write_json(target / "made-from.json", note)
-    return str(note["content"])
+            write_array(aside / f"{name}.bin", array)
+        write_json(aside / "made-from.json", {"made_from": made_from, "content": content_of(aside)})
+        sync_all(aside)
+        put_into_place(aside, target, sound)
+    return str(read_json(target / "made-from.json")["content"])
 
 
 def _state(path: str) -> list[int]:

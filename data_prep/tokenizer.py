@@ -15,8 +15,7 @@ def open_tokenizer(folder_or_vocab: Path, config: TokenizerConfig) -> Tokenizer:
 
     wordpiece: ``vocab.txt``, or a ``tokenizer.json`` of a BERT tokenizer; where the folder's
     ``tokenizer_config.json`` states ``do_lower_case``, that holds instead of ``config.lowercase``.
-    sentencepiece: ``spiece.model`` (unigram or BPE); ``config.lowercase`` does not apply, the model's own
-    normalisation does.
+    sentencepiece: ``spiece.model`` (unigram or BPE, whatever ``config.algorithm``), with the model's own normalisation.
     bpe: ``tokenizer.json``, or a folder with that or ``vocab.json`` and ``merges.txt`` (byte-level BPE, as of
     RoBERTa); where the folder's ``tokenizer_config.json`` states ``add_prefix_space``, that holds. Always cased.
 

@@ -129,9 +129,9 @@ def _repeated(words: dict[str, int]) -> Iterator[str]:
 
 
 def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
-    """A unigram model of at most ``config.vocab_size`` pieces, ids 0 to 4 special, no normalisation.
+    """A model of ``config.algorithm`` with at most ``config.vocab_size`` pieces, ids 0 to 4 special, no normalisation.
 
-    Sentences get no space in front, as Chinese has none; ``config.lowercase`` does not apply.
+    Sentences get no space in front, as Chinese has none.
 
     Raises:
         DataError: the corpus is too small for any vocabulary, or `sentencepiece` is not installed.
@@ -153,7 +153,7 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Senten
         package.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=content,
-            model_type="unigram",
+            model_type=config.algorithm,
             vocab_size=config.vocab_size,
             hard_vocab_limit=False,
             character_coverage=1.0,

@@ -30,7 +30,7 @@ from distill_core.load import (
     with_token_ids,
 )
 from distill_core.meter import Meter
-from distill_core.models.attention import choose_kernel
+from distill_core.models.attention import Kernel, choose_kernel
 from distill_core.models.config import EncoderConfig
 from distill_core.models.running import checkpoint_layers, compile_parts
 from distill_core.monitor import Monitor, start_monitor
@@ -240,7 +240,8 @@ def student_module(
     assert isinstance(stage, TrainedStage)
     who = f"stage {stage.name!r}"
     torch.manual_seed(config.seed)
-    stage = stage.model_copy(update={"objective": with_token_ids(config, stage, corpus)})
+    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
+    stage = stage.model_copy(update={"objective": with_token_ids(stage, pieces)})
     models = stage_models(config, index, corpus, labels, teachers)
     shapes = [(teacher.config, teacher.shape) for teacher in models.teachers]
     terms = objectives(stage, models.student.config, shapes)
@@ -269,10 +270,16 @@ def sampled_share(modules: list[Distillation], training: TrainingConfig) -> floa
     return training.sampled_rows if any("sampled" in module.request.logits for module in modules) else None
 
 
+def stage_kernel(training: TrainingConfig, students: Sequence[EncoderConfig], device: torch.device) -> Kernel:
+    """How the batches of a stage are laid out for attention, teachers' and students'."""
+    sixteen = "fp32" not in (training.precision, training.teacher_runs_in)
+    dropped = any(shape.attention_probs_dropout_prob for shape in students)
+    return choose_kernel(training.attention, device, sixteen and not dropped)
+
+
 def make_loader(
     config: RunConfig, training: TrainingConfig, source: Source, rank: Rank, students: list[EncoderConfig]
 ) -> Loader:
-    flash = training.precision == "bf16" and not any(shape.attention_probs_dropout_prob for shape in students)
     return Loader(
         source,
         config.seed,
@@ -280,7 +287,7 @@ def make_loader(
         training.micro_batch_tokens,
         rank.rank,
         rank.world_size,
-        choose_kernel(training.attention, rank.device, flash),
+        stage_kernel(training, students, rank.device),
         training.order,
         training.loader_ahead,
         training.loader_threads,

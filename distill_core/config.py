@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from configs.loader import Config, runtime
 from data_prep.config import NAME, PrepConfig
@@ -17,7 +17,7 @@ from distill_core.evaluate.config import EvaluationConfig
 from distill_core.models.config import ModelConfig
 from distill_core.models.layer_choice import LayerChoice
 from distill_core.objectives import OBJECTIVES
-from distill_core.objectives.base import TermConfig
+from distill_core.objectives.base import TermConfig, some_weight
 from distill_core.objectives.logits import MlmConfig
 from distill_core.objectives.task import TaskKdConfig, TaskLossConfig
 from distill_core.progressive import ProgressiveConfig
@@ -27,11 +27,11 @@ from distill_core.tasks.config import TaskConfig
 from distill_core.training import TrainingConfig, has_no_teacher
 
 if TYPE_CHECKING:
-    AnyTerm = TermConfig
+    Terms = list[TermConfig]
 else:  # one union over the registry, so that a new loss file is a new `kind` and errors name the right keys
     _CONFIGS = tuple(OBJECTIVES[name].Config for name in OBJECTIVES)
-    AnyTerm = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
-
+    _TERM = Annotated[Union[_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
+    Terms = Annotated[list[_TERM], Field(min_length=1), AfterValidator(some_weight)]
 
 MLM: TermConfig = MlmConfig(kind="mlm")
 TASK: TermConfig = TaskLossConfig(kind="task")
@@ -126,7 +126,7 @@ class PretrainStage(Config):
     init: InitConfig = InitConfig()
     """{kind: model, source: ...} goes on from given weights, e.g. to train a head that a teacher lacks;
     {kind: teacher_layers, layers: bottom, source: ...} from some of a model's layers (RBT3)."""
-    objective: list[AnyTerm] = Field(default_factory=lambda: [MLM], min_length=1)
+    objective: Terms = Field(default_factory=lambda: [MLM])
     """Losses without a teacher: mlm, sentence_order."""
     training: TrainingConfig
 
@@ -152,7 +152,7 @@ class FinetuneStage(Config):
     """A name from the run's `tasks`."""
     rows: str | None = None
     """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
-    objective: list[AnyTerm] = Field(default_factory=lambda: [TASK], min_length=1)
+    objective: Terms = Field(default_factory=lambda: [TASK])
     training: TrainingConfig
 
     _no_teacher = model_validator(mode="after")(has_no_teacher)
@@ -183,7 +183,7 @@ class DistillStage(Config):
     """The name of an earlier `augment` stage, whose rows are trained on instead of the task's own."""
     references: ReferencesConfig | None = None
     """The student also reads the first teacher's vectors of the most similar other training text (RefBERT)."""
-    objective: list[AnyTerm] = Field(min_length=1)
+    objective: Terms
     progressive: ProgressiveConfig | None = None
     """The student's layers learn one after another, as MobileBERT's."""
     beside: str | None = runtime(None)

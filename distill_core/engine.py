@@ -46,6 +46,12 @@ class Rank:
         if self.world_size > 1:
             dist.barrier()
 
+    def sent(self, values: Tensor) -> Tensor:
+        """``values`` of the host on the device: out of pinned memory, so that the host does not wait for its queue."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
     def sum(self, values: Tensor) -> Tensor:
         """``values`` summed over the ranks, in place."""
         if self.world_size > 1:
@@ -239,11 +245,13 @@ class Engine:
             self._skipped = (self._skipped[0], 0)
 
     def gradient_norm(self) -> float:
-        """Global norm before clipping of the last step."""
+        """Global norm before clipping of the last step. Waits for it."""
+        self.settle()
         return float(self._engine.get_global_grad_norm() if self._own is None else self._own.norm)
 
     def skipped(self) -> tuple[int, int]:
-        """Steps left out because their gradients were not finite: in all, and in a row up to now."""
+        """Steps left out since their gradients were not finite: in all, and in a row up to the last. Waits for it."""
+        self.settle()
         if self._own is not None:
             total, row = self._own.skipped.tolist()
             self._skipped = (int(total), int(row))

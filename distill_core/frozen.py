@@ -14,6 +14,7 @@ from configs.errors import ConfigError, output_error
 from distill_core.batch import Batch
 from distill_core.engine import Rank, fp16_is_supported
 from distill_core.features import FeatureRequest, Features, Heads
+from distill_core.models.attention import has_varlen
 from distill_core.models.encoder import Encoder
 from distill_core.models.quantised import quantise_layers
 from distill_core.objective import Distillation, Teacher
@@ -32,6 +33,12 @@ def check_device(training: TrainingConfig, rank: Rank, who: str) -> None:
         raise ConfigError(
             f"{who}: precision: fp16 is for GPUs, and this is a {rank.device.type}, which has no fp16 units; take "
             "bf16 or fp32."
+        )
+    if training.attention == "varlen" and not has_varlen(rank.device):
+        raise ConfigError(
+            f"{who}: attention: varlen needs a GPU of compute capability 8.0 or more (Ampere and later) and a torch "
+            f"that has torch.nn.attention.varlen, and this is a {rank.device.type} with torch {torch.__version__}; "
+            "take attention: auto."
         )
     if training.teacher_precision == "fp8":
         known = cuda and torch.cuda.get_device_capability(rank.device) >= FP8_CAPABILITY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,13 +167,12 @@ def own_tokens(teachers: list[LoadedTeacher]) -> dict[int, Tokenizer]:
     return {number: t.tokenizer for number, t in enumerate(teachers) if t.tokenizer is not None}
 
 
-def with_token_ids(config: RunConfig, stage: TrainedStage, corpus: Corpus) -> list[TermConfig]:
-    """The stage's losses with entries of the vocabulary turned into their ids.
+def with_token_ids(stage: TrainedStage, pieces: Sequence[str]) -> list[TermConfig]:
+    """The stage's losses with entries of the vocabulary, in the order of their ids, turned into these.
 
     Raises:
         ConfigError: there is no such entry.
     """
-    pieces = open_tokenizer(corpus.tokenizer_folder, config.data.tokenizer).pieces
     ids = {piece: number for number, piece in enumerate(pieces)}
 
     def token_id(piece: str) -> int:

@@ -108,7 +108,7 @@ class Meter:
 
 
 def slots(batch: Batch) -> int:
-    """Places that attention computes for the tokens of ``batch``: their number, but where it pads."""
+    """Places that attention computes for the tokens of ``batch``: their number, but where any model's pads."""
     mask = batch.layout.key_mask
     return batch.n_tokens if mask is None else mask.shape[0] * mask.shape[-1]
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from data_prep.charts import PALETTE, style, svg
+from distill_core.charts import PALETTE, style, svg
 
 Rows = list[dict[str, Any]]
 STUDENT, TEACHER, UNIGRAM = PALETTE[0], PALETTE[1], PALETTE[7]

@@ -28,14 +28,14 @@ from distill_core.config import (
 )
 from distill_core.data import cut
 from distill_core.evaluate.side_by_side import check_inputs
-from distill_core.load import objectives
+from distill_core.load import objectives, with_token_ids
 from distill_core.models import pretrained
 from distill_core.models.config import EncoderConfig
 from distill_core.models.initialise import check_init, check_same_shape
 from distill_core.progressive import Progressive, matched_layers
 from distill_core.references.check import check_stage
 from distill_core.tasks.check import check_losses, check_task
-from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers
+from distill_core.tasks.own_tokens import Own, alike, check_own_tokens, own_tokenizers, sequence_losses
 
 VOCABULARIES = {
     "wordpiece": ("vocab.txt",),
@@ -49,7 +49,8 @@ def check(config: RunConfig, world_size: int) -> None:
     check_writable(config.folder)
     check_inputs(config.evaluation)
     check_pairs(config)
-    vocab_size = given_vocabulary(config)
+    tokenizer = run_tokenizer(config)
+    vocab_size = None if tokenizer is None else tokenizer.vocab_size
     check_disk(config, vocab_size)
     for stage in config.stages:
         for source in model_sources(stage):
@@ -60,7 +61,7 @@ def check(config: RunConfig, world_size: int) -> None:
         if isinstance(stage, TrainedStage):
             check_corpus_fits(config, stage, who)
         check_task(config, stage, who)
-        own = own_tokenizers(config, stage, run_tokenizer(config))
+        own = own_tokenizers(config, stage, tokenizer)
         unlike = {stage.teacher[number].source for number in own} if isinstance(stage, DistillStage) else set()
         for source in model_sources(stage):
             if config.stage_index(source) is None:
@@ -69,6 +70,8 @@ def check(config: RunConfig, world_size: int) -> None:
                     check_given(config, stage, source, shape, who)
         if isinstance(stage, AugmentStage):
             continue
+        if tokenizer is not None:
+            with_token_ids(stage, tokenizer.pieces)
         if stage.training.global_batch_size < world_size:
             raise ConfigError(
                 f"{who}: a batch cannot be cut: global_batch_size {stage.training.global_batch_size} is smaller than "
@@ -259,7 +262,8 @@ def check_given(config: RunConfig, stage: AnyStage, source: str, shape: EncoderC
         raise DataError(
             f"{who}: the model {source} has {shape.vocab_size} tokens, data.tokenizer.vocab ({tokenizer.vocab}) "
             f"{ours.vocab_size}; they must be the same vocabulary. (Only the teacher of a stage with a task may have "
-            "another one, if its folder holds its tokenizer. Fine-tune it in a run of its own, and name that folder.)"
+            f"another one, with losses that compare whole texts: {', '.join(sequence_losses())}; its folder must hold "
+            "its tokenizer. Fine-tune it in a run of its own, and name that folder.)"
         )
     folder = pretrained.cached(source)
     if folder is not None and any((folder / name).is_file() for name in VOCABULARIES[tokenizer.kind]):

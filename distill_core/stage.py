@@ -180,7 +180,7 @@ def global_counts(batches: list[Batch], rank: Rank) -> tuple[dict[Count, Tensor]
     """This step's counts over all ranks, what the loss sums are divided by; and whether any was asked to stop."""
     mine = [batch.counts() for batch in batches]
     sums = [float(sum(counts[name] for counts in mine)) for name in COUNTS]
-    total = rank.sum(torch.tensor([*sums, float(stopping.wanted)], dtype=torch.float64).to(rank.device))
+    total = rank.sum(rank.sent(torch.tensor([*sums, float(stopping.wanted)], dtype=torch.float64)))
     counts = total[:-1].clamp(min=1).float()
     return dict(zip(COUNTS, counts.unbind(), strict=True)), Vote(total[-1])
 

@@ -69,7 +69,8 @@ def batch_to_measure(stage: TrainedStage, held_out: Source, seed: int, rank: Ran
     measured = isinstance(stage, DistillStage) and stage.references is None and training.teacher_sharding == "none"
     if not (rank.is_first and measured and training.teacher_runs_in != training.precision):
         return None
-    kernel = choose_kernel(training.attention, rank.device)
+    # The losses are compared with the student in fp32, for which there are no flash kernels.
+    kernel = choose_kernel("auto" if training.attention == "varlen" else training.attention, rank.device)
     size = (training.global_batch_size, seed, training.micro_batch_tokens)
     return next(iter(held_out_batches(held_out, *size, 0, 1, kernel))).to(rank.device)
 

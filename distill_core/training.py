@@ -153,6 +153,16 @@ class TrainingConfig(Config):
         return max(1, math.ceil(self.epochs * (sequences or self.global_batch_size) / self.global_batch_size))
 
     @model_validator(mode="after")
+    def _flash_kernels_have_16_bits(self) -> TrainingConfig:
+        for name in ("precision", "teacher_precision"):
+            if self.attention == "varlen" and getattr(self, name) == "fp32":
+                raise ValueError(
+                    f"attention: varlen has kernels of 16 bits only, and {name} is fp32; take attention: auto, which "
+                    "takes them where they can be"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _compiles_whole_weights(self) -> TrainingConfig:
         if self.compile != "off" and self.zero_stage == 3:
             raise ValueError("compile is not offered with zero_stage: 3, whose weights come and go between the parts")

@@ -19,7 +19,8 @@ from configs.errors import LaunchError, OutputError, Requeue, explained, output_
 from launcher import network, ranks
 from launcher.council import Chief, Council, Member, Report
 from launcher.job import Job, rank_environment
-from launcher.link import Hub, Spoke
+from launcher.link import FILE, Hub, Sign, Spoke
+from launcher.lock import agent_lock
 from launcher.pulses import PulseFile, Whereabouts
 from launcher.signals import Stopped
 from launcher.verdict import Verdict
@@ -38,12 +39,13 @@ def run(job: Job, node: int = 0, show: bool = True) -> None:
         show: rank 0's log lines on this terminal (node 0 only).
 
     Raises:
-        LaunchError: naming the first rank or node that failed; its ``exit_code`` is that rank's.
+        LaunchError: naming the first rank or node that failed; its ``exit_code`` is that rank's. Or the agents of an
+            earlier start are still at work in the run folder.
         Requeue: stopped by SIGTERM or SIGUSR1, after a checkpoint.
         Stopped: by SIGINT or SIGHUP.
     """
     agent = Agent(job, node)
-    with agent.asked.heeded():
+    with agent.asked.heeded(), agent.holding_the_folder():
         try:
             verdict = agent.carry_through(show and node == 0)
         except Exception as error:
@@ -116,9 +118,16 @@ class Agent:
         self.started: list[ranks.Started] = []
         self.council: Council | None = None
         self._store: Path | None = None
+        self._sign: Sign | None = None
         self._told = False
         self._launcher = ("", time.monotonic())
         self._stop_words: str | None = None
+
+    def holding_the_folder(self) -> contextlib.AbstractContextManager[None]:
+        """Each start has one first agent, so that no two starts have ranks at work in one folder."""
+        if self.node > 0:
+            return contextlib.nullcontext()
+        return agent_lock(self.job.folder, self.job.timeouts.join, self._unwanted)
 
     # ------------------------------------------------------------ from start to verdict
 
@@ -177,7 +186,11 @@ class Agent:
             for one in self.started
             if statuses[one.rank] is None and places[one.rank].stuck(self.job.timeouts)
         ]
-        return Report(self.host, statuses, places, failures, stuck, self.asked.who or self._launcher_says())
+        return Report(self.host, statuses, places, failures, stuck, self._unwanted())
+
+    def _unwanted(self) -> str | None:
+        """Who asks for the end."""
+        return self.asked.who or self._launcher_says()
 
     def _launcher_says(self) -> str | None:
         """Whether the launcher, somewhere else, asks for the end, or is gone itself."""
@@ -213,6 +226,8 @@ class Agent:
             # A file instead of a port: nobody on the network can join, and the folder is the user's own.
             self._store = self.logs.resolve() / f".rendezvous-{uuid.uuid4().hex}"
             self.council = Chief(self.job, None)
+            if self.job.followed:
+                self._sign = Sign(self.job.place / FILE, {})
             return Meeting(f"file://{self._store.as_posix()}"), self.job.interface or "lo", []
         return self._invite() if self.node == 0 else self._join()
 
@@ -220,9 +235,9 @@ class Agent:
         """Node 0: wait for the others, then tell them where the ranks' store is."""
         address = network.own_address(self.job.interface, self.job.hosts[1:])
         warning = network.public_warning(address)
-        if warning:
+        if warning and not self.job.followed:  # there the launcher says it: nobody sees what is printed here
             print(warning, flush=True)
-        hub = Hub(self.job.place, address)
+        hub = Hub(self.job.place, address, warning)
         self.council = Chief(self.job, hub)
         limit = self.job.timeouts.join
         deadline = time.monotonic() + limit
@@ -235,15 +250,15 @@ class Agent:
                 )
                 error.host = names[0]
                 raise error
-            if self.asked.who is not None or self._launcher_says() is not None:
-                raise Requeue(f"Stopped by {self.asked.who or self._launcher_says()} before the ranks had started.")
+            if self._unwanted() is not None:
+                raise Requeue(f"Stopped by {self._unwanted()} before the ranks had started.")
             time.sleep(POLL_SECONDS)
         # Rank 0 gets the listening socket itself: the port is never free in between, and bound to this address alone.
         with network.listen(address) as server:
             where = f"tcp://{_bracketed(address)}:{server.getsockname()[1]}"
             inherited = os.dup(server.fileno())
         hub.send_all({"go": where, "host": self.host})
-        interface = self.job.interface or network.interface_of(address) or "lo"
+        interface = self.job.interface or network.interface_of(address)
         return Meeting(where, f"{where}?fd={inherited}"), interface, [inherited]
 
     def _join(self) -> tuple[Meeting, str, list[int]]:
@@ -261,7 +276,7 @@ class Agent:
                 raise Requeue(f"Stopped by {self.asked.who} before the ranks had started.")
             raise LaunchError(f"{self.host}: the first node ended, or did not answer, before the ranks were started.")
         self.council = Member(self.job, spoke, str(message["host"]))
-        interface = self.job.interface or network.interface_of(spoke.address) or "lo"
+        interface = self.job.interface or network.interface_of(spoke.address)
         return Meeting(str(message["go"])), interface, []
 
     # ------------------------------------------------------------ the end
@@ -283,6 +298,8 @@ class Agent:
             one.pulse.close()
         if self.council is not None:
             self.council.close()
+        if self._sign is not None:
+            self._sign.close()
         if self._store is not None:
             self._store.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ with needed():
 
     from configs.errors import Requeue, explained
     from launcher.signals import Stopped, stop_signals
+    from launcher.startup import collect_less
 
 USAGE, BUG = 64, 70
 
@@ -67,6 +68,8 @@ def run(
     several = sweep.open_sweep(run_file, overrides or [])
     if several is not None:
         Current.folder = several.folder
+        if where is None and not dry_run:
+            scheduled.refuse_several(os.environ)
         if dry_run:
             typer.echo(sweep.dry_run(several, only, where))
         else:
@@ -236,7 +239,7 @@ def doctor(
 
         typer.echo(f"Wrote {sbom.write(bill)} packages to {bill}")
         return
-    from configs.cluster import HostsCluster, load_cluster
+    from configs.cluster import load_cluster
     from configs.errors import ConfigError
     from launcher import doctor as examination
     from launcher.runfile import open_prep
@@ -248,7 +251,7 @@ def doctor(
         raise ConfigError("Give either --hosts or --cluster, not both.")
     from launcher import doctor_hosts
 
-    where = HostsCluster(kind="hosts", hostfile=str(hosts)) if cluster is None else load_cluster(cluster)
+    where = doctor_hosts.of_hostfile(hosts) if hosts is not None else load_cluster(str(cluster))
     findings = doctor_hosts.examine(folder, doctor_hosts.backend_of(where))
     raise typer.Exit(examination.show(findings, subject="These hosts are"))
 
@@ -325,6 +328,7 @@ def _show(what: object) -> None:
 
 def main() -> NoReturn:
     """The console script: 0 done, 64 usage, an error's own status, 128 + signal, 70 a defect of ours."""
+    collect_less()
     if isinstance(sys.stdout, io.TextIOWrapper):  # bytes of a path that are no text are printed as they are
         sys.stdout.reconfigure(errors="surrogateescape")
     sys.exit(status_of(lambda: app(prog_name="distill")))

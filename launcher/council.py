@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from launcher.job import Job
 from launcher.link import Hub, Spoke
 from launcher.pulses import Whereabouts
-from launcher.ranks import GOES_ON, PEER_LOST, REQUEUE, Failure, waited_for
+from launcher.ranks import GOES_ON, PEER_LOST, PRIMARY, REQUEUE, Failure, waited_for
 from launcher.verdict import Verdict
 
 REPORT_SECONDS = 0.25
+A_RANK = "a signal to a rank"
 
 
 @dataclass
@@ -134,9 +135,10 @@ class Chief:
         if self._noticed is None:
             return None
         if any(status == REQUEUE for report in self._reports.values() for status in report.statuses.values()):
-            return Verdict.stopped("a signal to a rank", complete=False)  # its peers complain that it is gone
+            return Verdict.stopped(self.stop or A_RANK, complete=False)  # its peers complain that it is gone
         first = min(self._failed.values(), key=lambda noted: noted[0])[1]
-        if now - self._noticed < self._job.timeouts.peer_grace and not self._nothing_to_wait_for():
+        killed = -first.status in PRIMARY
+        if not killed and now - self._noticed < self._job.timeouts.peer_grace and not self._nothing_to_wait_for():
             return None
         return Verdict.failure(first, self._job)
 
@@ -182,10 +184,13 @@ class Chief:
         statuses = [status for report in self._reports.values() for status in report.statuses.values()]
         if all(status == 0 for status in statuses):
             return Verdict("done")
-        return Verdict.stopped(self.stop or "a signal to a rank", complete=set(statuses) <= {0, REQUEUE})
+        return Verdict.stopped(self.stop or A_RANK, complete=set(statuses) <= {0, REQUEUE})
 
     def _ask_to_stop(self, now: float) -> None:
+        """As somebody asks, or as one rank was asked and has ended: its peers would wait for it."""
         asked = [report.stop for report in self._reports.values() if report.stop is not None]
+        if any(report.statuses[rank] == REQUEUE for report in self._reports.values() for rank in report.statuses):
+            asked.append(A_RANK)
         if asked and self.stop is None:
             self.stop = asked[0]
             self._deadline = now + self._job.timeouts.stop

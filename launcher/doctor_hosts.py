@@ -8,14 +8,13 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.cluster import ClusterConfig, HostsCluster, Timeouts
 from configs.errors import ConfigError, LaunchError, ZhengliuError, output_error
@@ -58,7 +57,13 @@ def backend_of(cluster: ClusterConfig) -> Hosts:
             f"`distill doctor` reaches hosts by ssh; a cluster file of kind {cluster.kind} has none. Run `distill "
             "doctor` within a job of that cluster instead, or name its nodes with --hosts FILE."
         )
-    return Hosts(cluster.model_copy(update={"runner": "ssh"}))
+    return Hosts(cluster)
+
+
+def of_hostfile(path: Path) -> HostsCluster:
+    """Which says nothing of the runner: DeepSpeed's where it can be used, as in a run it would have to be chosen."""
+    runner: Literal["deepspeed", "ssh"] = "ssh" if shutil.which("pdsh") is None else "deepspeed"
+    return HostsCluster(kind="hosts", hostfile=str(path), runner=runner)
 
 
 def examine(folder: Path, backend: Hosts) -> Iterator[Finding]:
@@ -72,6 +77,7 @@ def examine(folder: Path, backend: Hosts) -> Iterator[Finding]:
     answers = ask_all(folder, backend, hosts)
     yield from reached(answers)
     yield shared_folder(folder, unseen)
+    yield (started := runner(folder, backend))
     good = {host: answer for host, answer in answers.items() if answer.error is None}
     if good:
         yield from versions(good)
@@ -80,8 +86,8 @@ def examine(folder: Path, backend: Hosts) -> Iterator[Finding]:
         yield memory_files(good)
         yield names(good)
         yield products(good)
-    if len(good) < len(hosts) or unseen:
-        yield Finding("all-reduce", "fail", "not tried", "It needs all hosts and the shared folder: see above")
+    if len(good) < len(hosts) or unseen or started.state == "fail":
+        yield Finding("all-reduce", "fail", "not tried", "It needs all hosts, the shared folder, the runner: see above")
     elif len(hosts) > 1:
         yield all_reduce(folder, backend)
 
@@ -183,6 +189,16 @@ def shared_folder(folder: Path, unseen: Mapping[str, str]) -> Finding:
     return Finding("run folder", "fail", _listed(unseen), remedy)
 
 
+def runner(folder: Path, backend: Hosts) -> Finding:
+    """What carries the agents of a run, as the cluster file says; the all-reduce is carried by it, too."""
+    said = backend.cluster.runner
+    try:
+        backend.check_runner(replace(backend.job(folder, 1), mark="doctor"))
+    except ConfigError as error:
+        return Finding("runner", "fail", str(error), "What is said there")
+    return Finding("runner", "ok", f"{said}{'' if said == 'ssh' else ', by pdsh'}")
+
+
 def versions(answers: Mapping[str, Answer]) -> Iterator[Finding]:
     """Python, packages and driver; equal packages make one line."""
     yield _same("python", {h: a.facts["python"] for h, a in answers.items()}, "The same Python on all: `python`")
@@ -278,23 +294,13 @@ def products(answers: Mapping[str, Answer]) -> Finding:
 
 
 def all_reduce(folder: Path, backend: Hosts, run: Callable[[Job], None] | None = None) -> Finding:
-    """One rank on each host, by our own agents: ports, interfaces and the network, as a run uses them."""
+    """One rank on each host, by our own agents and the runner: ports, interfaces and variables, as a run uses them."""
     place = folder / f".doctor-{uuid.uuid4().hex}"
     hosts, result = backend.nodes(), place / "result.json"
-    python = backend.cluster.python or sys.executable
-    job = Job(
-        place,
-        ranks=1,
-        command=[python, "-P", "-m", "launcher.doctor_rank", str(result.resolve())],
-        nodes=len(hosts),
-        hosts=hosts,
-        environment=backend.cluster.variables,
-        interface=backend.cluster.interface,
-        timeouts=REDUCE_TIMEOUTS,
-        mark="doctor",
-        followed=True,
-    )
+    command = [backend.python, "-P", "-m", "launcher.doctor_rank", str(result.resolve())]
     try:
+        # With all variables of a run: NCCL_* and GLOO_* decide how ranks talk.
+        job = replace(backend.job(place, 1), command=command, timeouts=REDUCE_TIMEOUTS, mark="doctor")
         place.mkdir()
         (run or backend.run)(job)
         facts = json.loads(result.read_text(encoding="utf-8"))

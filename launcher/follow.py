@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from configs.errors import LaunchError
+from configs.errors import ConfigError
 from launcher import link
 from launcher.agent import POLL_SECONDS, Asked
 from launcher.job import Job, write_private
@@ -45,7 +45,7 @@ class Shell:
 
     @classmethod
     def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Shell:
-        """Raises LaunchError: there is no such program."""
+        """Raises ConfigError: there is no such program."""
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         try:
             process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Shell:
                 cwd="/",
             )
         except OSError as error:
-            raise LaunchError(f"{argv[0]} cannot be started ({error.strerror}). Is it installed?") from None
+            raise ConfigError(f"{argv[0]} cannot be started ({error.strerror}). Is it installed?") from None
         return cls(name, Path(argv[0]).name, process, said)
 
     def last_words(self, count: int = 5) -> str:
@@ -142,6 +142,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
     first = FirstAgent(job)
     while True:
         watch.refresh()
+        first.warn()
         verdict = read_verdict(job)
         running = [shell for shell in shells if shell.process.poll() is None]
         if asked.who is not None and beat.stop is None:
@@ -150,6 +151,8 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             beat.at_once = True
             beat.ask_to_stop(str(asked.who))
         broken = [shell for shell in shells if shell.process.poll() not in (None, 0)]
+        if broken and lost is None:
+            verdict = read_verdict(job)  # again: an agent leaves its own before its shell ends
         if broken and lost is None and verdict is None:
             lost = broken[0]
             beat.ask_to_stop(f"the loss of {lost.name}")
@@ -159,7 +162,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
             waited = time.monotonic() - ended
             over = waited > LINGER_SECONDS
             if verdict is not None and (over or not running):
-                return _final(verdict, lost)
+                return _final(verdict, lost, asked)
             if verdict is None and over and beat.stop is None:  # a runner that went with status 0
                 beat.ask_to_stop(f"the loss of {shells[0].name}")
             # Agents outlive a shell: while node 0's is there, its ranks are being stopped, and nothing may start anew.
@@ -167,7 +170,7 @@ def _await(job: Job, shells: Sequence[Shell], beat: Beat, asked: Asked, watch: W
                 over = False
             if verdict is None and over and asked.at_once:
                 return Verdict.stopped(str(asked.who), complete=False)
-            if verdict is None and over:
+            if verdict is None and over and (verdict := read_verdict(job)) is None:  # it may just have ended
                 return _silence(lost, shells)
         time.sleep(POLL_SECONDS)
 
@@ -179,23 +182,37 @@ class FirstAgent:
         self._file, self._patience = job.place / link.FILE, job.timeouts.node
         self._text: str | None = None
         self._heard = 0.0
+        self._seen = False
+
+    def _said(self) -> str | None:
+        try:
+            return self._file.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def warn(self) -> None:
+        """Say once what it warns of: what it prints itself goes to nobody."""
+        text = None if self._seen else self._said()
+        if text is not None:
+            self._seen = True
+            if warning := json.loads(text).get("warning"):
+                print(warning, flush=True)
 
     def at_work(self) -> bool:
         """Whether it has begun, has not ended, and was not killed: then its file stays, and stays as it is."""
-        try:
-            text = self._file.read_text(encoding="utf-8")
-        except OSError:
+        text = self._said()
+        if text is None:
             return False
         if text != self._text:
             self._text, self._heard = text, time.monotonic()
         return time.monotonic() - self._heard < self._patience
 
 
-def _final(verdict: Verdict, lost: Shell | None) -> Verdict:
-    """A stop that we asked for because a shell had ended is that shell's failure."""
-    if lost is None or verdict.kind != "stopped":
-        return verdict
-    return _silence(lost, [lost])
+def _final(verdict: Verdict, lost: Shell | None, asked: Asked) -> Verdict:
+    """A stop that only we asked for, because a shell had ended, is that shell's failure."""
+    if lost is not None and asked.who is None and verdict.stopped_by(f"the loss of {lost.name}"):
+        return _silence(lost, [lost])
+    return verdict
 
 
 def _silence(lost: Shell | None, shells: Sequence[Shell]) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def read_hostfile(path: Path) -> list[Host]:
             raise ConfigError(f"{where}: {hosts[-1].name} is there twice. A host has one line, with its slots.")
     if not hosts:
         raise ConfigError(f"The hostfile {path} names no host.")
+    return hosts
+
+
+def listed(hostfile: str | None, names: Sequence[str]) -> list[Host]:
+    """Those of a cluster file: of its ``hostfile``, else its ``hosts``.
+
+    Raises:
+        ConfigError: naming what is no host name, or there twice: a host has one agent.
+    """
+    if hostfile is not None:
+        return read_hostfile(Path(hostfile))
+    hosts = [Host(checked_name(name, "hosts"), None) for name in names]
+    twice = sorted({host.name for host in hosts if hosts.count(host) > 1})
+    if twice:
+        raise ConfigError(f"hosts: {', '.join(twice)} is there twice. Name each host once; `processes` says its ranks.")
     return hosts
 
 

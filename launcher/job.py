@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,15 @@ from typing import Any
 
 from configs.cluster import Timeouts
 from configs.errors import ConfigError, LaunchError, output_error
+from configs.passing import like_a_secret
 from launcher import devices
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSED_ON = ("GLOO_", "HF_DATASETS_", "HF_HUB_", "NCCL_", "OMP_", "TORCH_", "ZHENGLIU_")
-PASSED_NAMES = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "HF_HOME", "LANG", "LC_ALL", "MKL_NUM_THREADS", "TZ")
 PLACED = ("CUDA_VISIBLE_DEVICES",)
 """Of these, what a scheduler sets itself."""
 HOSTS = "hosts"
 OF_MPI = ("HYDI_", "HYDRA_", "MPI_", "OMPI_", "PMIX_", "PMI_")
 """What mpirun tells the agent about itself. DeepSpeed would take it for the rank's own place, and refuse."""
-SECRET_WORDS = ("TOKEN", "SECRET", "PASS", "CREDENTIAL", "KEY")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Job:
 
     def for_show(self) -> Job:
         """With ``***`` for the values of what was passed on by its name, or is called like a secret."""
-        secret = {name for name in self.environment if any(word in name.upper() for word in SECRET_WORDS)}
+        secret = {name for name in self.environment if like_a_secret(name)}
         hidden = dict.fromkeys(sorted(secret.union(self.hidden).intersection(self.environment)), "***")
         return replace(self, environment={**self.environment, **hidden})
 
@@ -139,8 +138,8 @@ class Job:
             return job.with_nodes(hosts, job.mark) if (hosts := _hosts_of(path)) else job
         except OSError as error:
             raise LaunchError(
-                f"{path} cannot be read on this node ({error.strerror}). The run folder must lie on a file system that "
-                "all nodes share, under the same path."
+                f"{path} cannot be read on {socket.gethostname()} ({error.strerror}). The run folder must lie on a "
+                "file system that all nodes share, under the same path."
             ) from None
         except (ValueError, TypeError, KeyError) as error:
             raise LaunchError(f"{path} is no description of a job ({error}). Start the run again.") from None
@@ -187,25 +186,6 @@ def write_private(path: Path, text: str) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-
-
-def passed_on(base: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, str]:
-    """Of the launcher's own environment, what ranks on other nodes get: an allow-list, and what the user names.
-
-    Whatever is called like a secret goes only by name.
-    """
-    listed = {
-        name: value
-        for name, value in base.items()
-        if (name.startswith(PASSED_ON) or name in PASSED_NAMES) and not any(word in name for word in SECRET_WORDS)
-    }
-    missing = [name for name in names if name not in base]
-    if missing:
-        raise LaunchError(
-            f"pass_variables names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not set here. "
-            "Set it, or take it out of the cluster file."
-        )
-    return listed | {name: base[name] for name in names}
 
 
 def rank_environment(

@@ -5,10 +5,11 @@ From a checkout without installation: ``python launcher/launch.py RUN.yaml [a.b=
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,12 +113,35 @@ def remaining(job: Job, lost: str | None, min_nodes: int | None) -> list[str]:
 
 
 def dry_run(config: RunConfig, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
-    """What :func:`launch` would start; every check is made, nothing is prepared or started."""
-    config = pins.settled(config)
-    backend, job = plan_job(config, only, cluster)
-    if prepares(backend) is None or (config.data_folder / "manifest.json").is_file():
-        return backend.describe(job)
-    return f"{describe_prep(config.data, config.data_folder, backend.cluster)}\n\n{backend.describe(job)}"
+    """What :func:`launch` would start; every check is made, nothing is prepared or started, no folder is left."""
+    with leaving_no_folder(config.folder):
+        config = pins.settled(config)
+        backend, job = plan_job(config, only, cluster)
+        if (config.data_folder / "manifest.json").is_file():
+            return backend.describe(job)
+        said = describe_prep(config.data, config.data_folder, prepares(backend))
+        return f"{said}\n\n{backend.describe(replace(job, after=numbers_of_prep(config.data, backend)))}"
+
+
+def numbers_of_prep(data: DataConfig, backend: Backend) -> list[str]:
+    """What stands in a dry run for the numbers of the jobs that prepare ``data``, where a scheduler holds them."""
+    if not backend.scheduled:
+        return []
+    from data_prep.executors.cluster import placeholders
+
+    return placeholders(data)
+
+
+@contextlib.contextmanager
+def leaving_no_folder(*folders: Path) -> Iterator[None]:
+    """Folders that are made within, only to see whether they can be written, are gone at its end."""
+    new = {folder for path in folders for folder in (path, *path.parents) if not folder.exists()}
+    try:
+        yield
+    finally:
+        for folder in sorted(new, key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):  # not made, or there is something in it
+                folder.rmdir()
 
 
 def plan_job(config: RunConfig, only: str | None, cluster: ClusterConfig | None = None) -> tuple[Backend, Job]:

@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,30 +72,42 @@ class Line:
         self._socket.close()
 
 
+class Sign:
+    """``link.json``, written again and again: for the launcher, which may have no other way to this node."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self._path, self._facts = path, facts
+        write_private(path, json.dumps(facts))
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="beat")
+        self._beating.start()
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._ended.wait(BEAT_SECONDS):
+            number += 1
+            with contextlib.suppress(OSError):  # a full disk: the ranks will say so
+                write_private(self._path, json.dumps({**self._facts, "beat": number}))
+
+    def close(self) -> None:
+        self._ended.set()
+        self._beating.join()
+        self._path.unlink(missing_ok=True)
+
+
 class Hub:
     """Node 0's side: listens, and knows the line of each node."""
 
-    def __init__(self, place: Path, address: str) -> None:
+    def __init__(self, place: Path, address: str, warning: str | None = None) -> None:
+        """``warning``: for whoever has started this, if it stays."""
         self.inbox: queue.Queue[tuple[int, Message]] = queue.Queue()
         self.lines: dict[int, Line] = {}
         self.address = address
         self._token = secrets.token_hex(32)
         self._server = network.listen(address)
-        self._file = place / FILE
-        self._facts = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
-        write_private(self._file, json.dumps(self._facts))
-        self._ended = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True, name="beat")
-        self._beating.start()
+        where = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
+        self._sign = Sign(place / FILE, where | ({"warning": warning} if warning else {}))
         threading.Thread(target=self._accept, daemon=True, name="hub").start()
-
-    def _beat(self) -> None:
-        """For the launcher, which may have no other way to this node."""
-        number = 0
-        while not self._ended.wait(BEAT_SECONDS):
-            number += 1
-            with contextlib.suppress(OSError):  # a full disk: the ranks will say so
-                write_private(self._file, json.dumps(self._facts | {"beat": number}))
 
     def _accept(self) -> None:
         while True:
@@ -123,9 +136,7 @@ class Hub:
 
     def close(self) -> None:
         self._server.close()
-        self._ended.set()
-        self._beating.join()
-        self._file.unlink(missing_ok=True)
+        self._sign.close()
         for line in self.lines.values():
             line.close()
 

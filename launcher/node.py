@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, the folder of this file (not with -P) is on the path instead of the project
     sys.path[: int(not sys.flags.safe_path)] = [str(Path(__file__).resolve().parent.parent)]
 
-from configs.errors import LaunchError, OutputError, Requeue, ZhengliuError, explained
+from configs.errors import ConfigError, LaunchError, OutputError, Requeue, ZhengliuError, explained
 from launcher import agent
 from launcher.job import Job
 from launcher.lock import folder_lock
@@ -35,7 +35,10 @@ def node_number(words: str) -> int:
     """``3``, or the name of a variable that holds it."""
     text = words if words.isdigit() else os.environ.get(words, "")
     if not text.isdigit():
-        raise LaunchError(f"{socket.gethostname()}: the scheduler has not set {words} to this node's number.")
+        raise ConfigError(
+            f"{socket.gethostname()}: {words} is not set to this node's number by what started it. Is the cluster "
+            "file of the right kind (`launcher: openmpi` or `mpich`, say)?"
+        )
     return int(text)
 
 
@@ -44,7 +47,7 @@ def take_part(job: Job, node: int, show: bool) -> None:
     forget(job.place, node)
     try:
         # Where no launcher stays that holds the run folder, the first node does; the launcher may just be leaving.
-        with folder_lock(job.folder, patience=20) if job.scheduled and node == 0 else contextlib.nullcontext():
+        with folder_lock(job.folder, job.timeouts.join) if job.scheduled and node == 0 else contextlib.nullcontext():
             agent.run(job, node, show)
     except Exception as caught:
         error = explained(caught) or _defect(caught)

@@ -21,6 +21,7 @@ from distill_core.failing import note_failure
 from distill_core.pulse import pulse
 from launcher import devices
 from launcher.signals import Stopped, stop_signals
+from launcher.startup import collect_less
 
 
 def work(folder: Path, phase: str, workers: int) -> None:
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--where", type=Path, required=True, help="where relative paths of sources start")
     parser.add_argument("--workers", type=int, help="processes; default: one for each core")
     said = parser.parse_args()
+    collect_less()
     faulthandler.enable()
     if os.environ.get("ZHENGLIU_PULSE"):
         pulse.open(os.environ["ZHENGLIU_PULSE"], living=False)

@@ -17,7 +17,7 @@ import torch
 from configs.errors import output_error
 from configs.loader import load
 from distill_core.batch import Batch
-from distill_core.build import wrapped
+from distill_core.build import stage_kernel, wrapped
 from distill_core.clock import Clock
 from distill_core.config import DistillStage, RunConfig, TrainedStage
 from distill_core.data import Step
@@ -25,7 +25,6 @@ from distill_core.engine import Engine, Rank, start_ranks, stop_ranks
 from distill_core.frozen import check_device
 from distill_core.load import LoadedTeacher
 from distill_core.meter import Meter
-from distill_core.models.attention import choose_kernel
 from distill_core.parts import StepParts, Trainee
 from distill_core.progressive import ProgressiveDistillation
 from distill_core.record import BestModel
@@ -65,8 +64,7 @@ class Probe:
             for teacher, shape in zip(given, self.work.teachers, strict=True)
         ]
         teachers, _ = freeze(stage, loaded, [module], None, rank)
-        flash = stage.training.precision == "bf16" and not self.work.student.attention_probs_dropout_prob
-        self.kernel = choose_kernel(stage.training.attention, rank.device, flash)
+        self.kernel = stage_kernel(stage.training, [self.work.student], rank.device)
         clock, flops = Clock(rank.device), module.flops()
         pace = module.schedule if isinstance(module, ProgressiveDistillation) else None
         engine = Engine(module, stage.training, rank, pace=pace)

@@ -84,12 +84,11 @@ class Started:
 def start(job: Job, rank: int, environment: Mapping[str, str], pulse: PulseFile, inherited: Sequence[int]) -> Started:
     """Start a rank in a process group of its own; ``inherited``: open files that it gets."""
     path = job.folder / "logs" / f"rank-{rank}.log"
-    guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), str(os.getpid())]
     try:
         with path.open("ab") as log:
             _header(log, rank, job.world_size)
             process = subprocess.Popen(
-                [*guard, *job.argv()],
+                guarded(job.argv(), str(os.getpid())),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -100,6 +99,11 @@ def start(job: Job, rank: int, environment: Mapping[str, str], pulse: PulseFile,
             return Started(rank, process, path, log.tell(), pulse)
     except OSError as error:
         raise output_error(path, error) from error
+
+
+def guarded(words: Sequence[str], agent: str) -> list[str]:
+    """``words``, which die with the process of this number."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py")), agent, *words]
 
 
 def _header(log: BinaryIO, rank: int, ranks: int) -> None:

@@ -44,9 +44,9 @@ def read(run: str, overrides: Sequence[str]) -> tuple[dict[str, Any], Origins, s
     A run folder (or a sweep's) stands for its own resolved config.yaml, wherever it has been moved to.
     """
     folder = Path(run)
-    if not folder.is_dir():
-        return (*loader.read_tree(run, overrides), run)
     path = folder / "config.yaml"
+    if not folder.is_dir() or (not path.is_file() and loader.is_packaged(run)):
+        return (*loader.read_tree(run, overrides), run)
     if not path.is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml. Name a run file instead.")
     tree, origins = loader.read_tree(path)

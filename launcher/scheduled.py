@@ -6,23 +6,31 @@ theirs. Rank 0 checks, prepares and writes; the others wait for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs import loader
-from configs.errors import LaunchError
+from configs.cluster import Timeouts
+from configs.errors import ConfigError, LaunchError, output_error
 from launcher import environment, launch, network, pins
-from launcher.lock import folder_lock
+from launcher.link import Sign
+from launcher.lock import agent_lock, folder_lock
 
 if TYPE_CHECKING:
     from distill_core.config import RunConfig
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WAIT_SECONDS = 0.2
+SIGN = "launch/first-rank.json"
+"""In the run folder: a number that rank 0 makes grow, by which the others know that the folder is the same one."""
+SIGN_SECONDS = 300.0
+"""In which the others must see it grow; file systems may show a change late."""
 RESTARTS = (
     "warning: torchrun's restarts hang unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is in the environment of torchrun "
     "itself. Without it, start the same command again by hand: it continues from the newest checkpoint."
@@ -32,6 +40,16 @@ RESTARTS = (
 def is_rank(variables: Mapping[str, str]) -> bool:
     """Whether this process is one of several that somebody else has started, and no rank of our own agents."""
     return all(variables.get(name) for name in NAMES) and "ZHENGLIU_RENDEZVOUS" not in variables
+
+
+def refuse_several(variables: Mapping[str, str]) -> None:
+    """Raises ConfigError: each rank would be a launcher of all runs of a sweep."""
+    if is_rank(variables):
+        raise ConfigError(
+            "This is a sweep, and RANK, WORLD_SIZE and MASTER_ADDR are set, as by torchrun: ranks that are started so "
+            "are those of one run. Start the sweep by itself (with --cluster FILE for several machines), or its runs "
+            "(OUTPUT/NAME/0001-...) one by one under torchrun."
+        )
 
 
 def run(config: RunConfig, only: str | None = None) -> int:
@@ -54,9 +72,24 @@ def run(config: RunConfig, only: str | None = None) -> int:
         return rank_program(config.folder, lambda: run_ranks(config.folder, only))
     if _restarts_hang(os.environ):
         print(RESTARTS, flush=True)
-    with folder_lock(config.folder):
+    with folder_lock(config.folder), _seen(config.folder), agent_lock(config.folder, Timeouts().join, lambda: None):
         _begin(config, world_size)
         return rank_program(config.folder, lambda: run_ranks(config.folder, only))
+
+
+@contextlib.contextmanager
+def _seen(folder: Path) -> Iterator[None]:
+    """Rank 0's sign, to the end of the run: another rank may come late."""
+    path = folder / SIGN
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sign = Sign(path, {"host": socket.gethostname()})
+    except OSError as error:
+        raise output_error(path, error) from error
+    try:
+        yield
+    finally:
+        sign.close()
 
 
 def _numbers(variables: Mapping[str, str]) -> tuple[int, int]:
@@ -64,10 +97,10 @@ def _numbers(variables: Mapping[str, str]) -> tuple[int, int]:
     said = {name: variables[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     for name, text in said.items():
         if not text.isdigit():
-            raise LaunchError(f"{name} is {text!r}, which is no number. Who started this process sets it.")
+            raise ConfigError(f"{name} is {text!r}, which is no number. Who started this process sets it.")
     rank, world_size = int(said["RANK"]), int(said["WORLD_SIZE"])
     if rank >= world_size:
-        raise LaunchError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0.")
+        raise ConfigError(f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0.")
     return rank, world_size
 
 
@@ -83,14 +116,30 @@ def _begin(config: RunConfig, world_size: int) -> None:
 
 
 def _await_first(config: RunConfig) -> None:
-    """Until rank 0 has written this very configuration, and the data is there.
+    """Until rank 0 is seen at work in this folder, has written this very configuration, and the data is there.
 
-    No limit of time: preparation takes what it takes, and whoever started the ranks ends them when rank 0 fails.
+    No limit of time for preparation, which takes what it takes; but rank 0 must be seen to live.
+
+    Raises:
+        LaunchError: it is not, so that this host has another folder under the same path; or who started this is gone.
     """
     parent = os.getppid()
-    while not ((config.data_folder / "manifest.json").is_file() and _settled_so(config)):
+    sign, last, seen, heard = config.folder / SIGN, None, 0, time.monotonic()
+    while True:
+        text = _text(sign)
+        if text is not None and text != last:
+            last, seen, heard = text, seen + 1, time.monotonic()
+        # Twice: the first time it may be what an earlier start has left.
+        if seen > 1 and (config.data_folder / "manifest.json").is_file() and _settled_so(config):
+            return
         if os.getppid() != parent:
             raise LaunchError("Whoever started this rank is gone, before rank 0 had prepared the data.")
+        if time.monotonic() - heard > SIGN_SECONDS:
+            raise LaunchError(
+                f"{socket.gethostname()}: nothing of rank 0 has been seen in {config.folder.resolve()} for "
+                f"{SIGN_SECONDS:.0f} s. The run folder must lie on a file system that all nodes share, under the same "
+                "path; or rank 0 has ended, and says why."
+            )
         time.sleep(WAIT_SECONDS)
 
 
@@ -114,10 +163,10 @@ def _defaults() -> None:
     if int(variables["WORLD_SIZE"]) == int(variables.get("LOCAL_WORLD_SIZE", "0")):
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
         return
-    interface = network.interface_of(network.own_address(None, [variables["MASTER_ADDR"]]))
-    if interface is not None:
-        variables.setdefault("GLOO_SOCKET_IFNAME", interface)
-        variables.setdefault("NCCL_SOCKET_IFNAME", interface)
+    if not variables.get("GLOO_SOCKET_IFNAME"):
+        found = network.interface_of(network.own_address(None, [variables["MASTER_ADDR"]]))
+        variables["GLOO_SOCKET_IFNAME"] = found
+    variables.setdefault("NCCL_SOCKET_IFNAME", variables["GLOO_SOCKET_IFNAME"])
 
 
 def _restarts_hang(variables: Mapping[str, str]) -> bool:

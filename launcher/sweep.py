@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,20 +115,22 @@ def configs(sweep: Sweep) -> list[RunConfig]:
 
 def dry_run(sweep: Sweep, only: str | None = None, cluster: ClusterConfig | None = None) -> str:
     """What :func:`run` would start, finished runs left out; every check is made."""
-    jobs = plan_all(sweep, [c for c in configs(sweep) if not finished(c, only)], only, cluster)
-    texts = [f"# {name}\n{backend.describe(job)}" for name, (backend, job) in jobs.items()]
+    left = [config for config in configs(sweep) if not finished(config, only)]
+    with launch.leaving_no_folder(*(config.folder for config in left)):
+        jobs = plan_all(sweep, left, only, cluster)
+        missing = [config for config in left if not (config.data_folder / "manifest.json").is_file()]
+        corpora = {
+            c.data_folder: launch.describe_prep(c.data, c.data_folder, launch.prepares(jobs[c.name][0]))
+            for c in missing
+        }
+        texts = []
+        for number, config in enumerate(left):
+            backend, job = jobs[config.name]
+            after = launch.numbers_of_prep(config.data, backend) if config in missing else []
+            behind = [f"ID-OF-{left[number - sweep.at_once].name}"] if number >= sweep.at_once else []
+            texts.append(f"# {config.name}\n{backend.describe(replace(job, after=after, behind=behind))}")
     head = [f"# {sweep.at_once} at once"] if sweep.at_once > 1 else []
-    return "\n\n".join([*head, *_corpora(sweep, jobs), *texts])
-
-
-def _corpora(sweep: Sweep, jobs: Mapping[str, tuple[Backend, Job]]) -> list[str]:
-    """What prepares them, where that is not this machine; each once."""
-    texts = {}
-    for config in configs(sweep):
-        where = launch.prepares(jobs[config.name][0]) if config.name in jobs else None
-        if where is not None and not (config.data_folder / "manifest.json").is_file():
-            texts[config.data_folder] = launch.describe_prep(config.data, config.data_folder, where)
-    return list(texts.values())
+    return "\n\n".join([*head, *corpora.values(), *texts])
 
 
 def run(

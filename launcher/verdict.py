@@ -39,6 +39,10 @@ class Verdict:
         )
         return cls("stopped", f"Stopped by {why}. {kept} The same command continues.", REQUEUE)
 
+    def stopped_by(self, why: str) -> bool:
+        """Whether that was the reason, and not somebody's wish that came before it."""
+        return self.kind == "stopped" and self.message.startswith((f"Stopped by {why}. ", f"Stopped by {why} before "))
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "message": self.message, "exit_code": self.exit_code, "host": self.host}
 

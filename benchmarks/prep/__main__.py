@@ -1,46 +1,60 @@
-"""The bars of preparation in one table: python -m benchmarks.prep VOCABULARY FILES...
+"""The bars of preparation in one table: python -m benchmarks.prep VOCABULARY FILES... [--datatrove PYTHON]
 
-Each part is a file beside this one, with ``run(texts)`` or ``run(texts, vocabulary)``; a part that fails is named, and
-the others go on. No part begins after ``BENCH_SECONDS`` (default 600).
+Each part is a file beside this one, with ``run(texts)``, and ``vocabulary`` or ``datatrove`` (see ``dedup.py``) if it
+needs them; a part that fails is named, and the others go on. No part begins after ``BENCH_SECONDS`` (default 480). The
+table comes at the end, also when SIGTERM asks for the end.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import os
 import platform
+import signal
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.prep.timing import show, texts_of
+from benchmarks.prep.bars import table
+from benchmarks.prep.timing import Row, show, texts_of
 
 PARTS = ("end_to_end", "readers", "segment", "tokenize", "reads", "dedup", "processes")
 MEGABYTES = 20
 
 
-def main(vocabulary: Path, files: list[str]) -> int:
-    """Print the rows of every part; returns how many parts failed."""
-    limit, began, failed = float(os.environ.get("BENCH_SECONDS", "600")), time.monotonic(), 0
+def main(vocabulary: Path, files: list[str], datatrove: str | None = None) -> int:
+    """Print the rows of every part, and the table; returns how many parts failed."""
+    began, failed, rows = time.monotonic(), list[str](), list[Row]()
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions()}")
-    texts = texts_of(files, MEGABYTES)
-    for name in PARTS:
-        if not (Path(__file__).parent / f"{name}.py").is_file():
-            continue
-        if time.monotonic() - began > limit:
-            print(f"-- {name}: left out, {limit:g} seconds are over")
-            continue
-        print(f"-- {name}", flush=True)
-        run = importlib.import_module(f"benchmarks.prep.{name}").run
-        try:
-            show(run(texts, vocabulary) if "vocabulary" in inspect.signature(run).parameters else run(texts))
-        except Exception as error:  # the other parts are still worth having
-            failed += 1
-            print(f"-- {name} failed: {type(error).__name__}: {error}")
-    print(f"-- {time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
-    return failed
+    given = {"vocabulary": vocabulary, "datatrove": datatrove}
+    try:
+        texts = texts_of(files, MEGABYTES)
+        for name in PARTS:
+            rows += part(name, texts, given, began, failed)
+    finally:
+        print(f"-- {time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}\n\n{table(rows)}", flush=True)
+    return len(failed)
+
+
+def part(name: str, texts: list[str], given: dict[str, object], began: float, failed: list[str]) -> list[Row]:
+    """Run and show one part; its name goes to ``failed`` if it does."""
+    limit = float(os.environ.get("BENCH_SECONDS", "480"))
+    if time.monotonic() - began > limit:
+        print(f"-- {name}: left out, {limit:g} seconds are over")
+        return []
+    print(f"-- {name}", flush=True)
+    run = importlib.import_module(f"benchmarks.prep.{name}").run
+    try:
+        rows: list[Row] = run(texts, **{key: given[key] for key in inspect.signature(run).parameters if key in given})
+    except Exception as error:  # the other parts are still worth having
+        failed.append(name)
+        print(f"-- {name} failed: {type(error).__name__}: {error}")
+        return []
+    show(rows)
+    return rows
 
 
 def versions() -> str:
@@ -50,6 +64,10 @@ def versions() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("usage: python -m benchmarks.prep VOCABULARY FILES... (text, JSON lines)")
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prep", description=__doc__)
+    parser.add_argument("vocabulary", type=Path)
+    parser.add_argument("files", nargs="+", help="text, JSON lines")
+    parser.add_argument("--datatrove", metavar="PYTHON", help="one that has it: the bar of near-duplicates")
+    said = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("-- stopped"))
+    sys.exit(main(said.vocabulary, said.files, said.datatrove))

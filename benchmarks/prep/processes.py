@@ -18,10 +18,9 @@ from pathlib import Path
 
 from benchmarks.prep.end_to_end import write_jsonl
 from benchmarks.prep.timing import Row, show, texts_of
-from data_prep.config import DataConfig, MaskConfig, SourceConfig, TokenizerConfig
-from data_prep.pipeline import prepare
 
-PAIR_MEGABYTES = 192
+PAIR_MEGABYTES = int(os.environ.get("PAIR_MEGABYTES", "1000"))
+"""Of the input of bar 8: what its processes do not share is a second and a half of start and end."""
 PAIRS = int(os.environ.get("PAIRS", "1"))
 """How often bar 8 is measured."""
 MEMORY_MEGABYTES = int(os.environ.get("MEMORY_MEGABYTES", "2000"))
@@ -42,35 +41,17 @@ def synthetic(path: Path, texts: list[str], megabytes: float) -> None:
                     break
 
 
-def child(vocabulary: str, source: str, out: str, workers: int) -> dict[str, float]:
-    """Prepare ``source`` in this process (and its workers); the MiB that this one held at most."""
-    config = DataConfig(
-        sources=[SourceConfig(path=source)],
-        tokenizer=TokenizerConfig(vocab=vocabulary),
-        masks=MaskConfig(mode="dynamic"),
-        block_megabytes=16 if workers else 64,
-        workers=workers or 1,
-    )
-    prepare(config, Path(out))
-    return {"mebibytes": peak()}
-
-
 def of_children() -> float:
     """Processor seconds of the processes that this one has waited for, and of those that they have waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def peak() -> float:
-    """MiB that this process has held at most. (Its ``ru_maxrss`` would count what its parent held when it forked.)"""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
-
-
 def measured(vocabulary: Path, source: Path, out: Path, workers: int) -> dict[str, float]:
-    """:func:`child` in a fresh process; also its seconds by the clock and of processors, from its very start."""
-    command = [sys.executable, "-m", "benchmarks.prep.processes", "child", str(vocabulary), str(source), str(out)]
+    """``child.py`` in a fresh process; also its seconds by the clock and of processors, from its very start."""
+    command = [sys.executable, "-m", "benchmarks.prep.child", str(vocabulary), str(source), str(out)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as `distill prep` does
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
     began, before = time.monotonic(), of_children()
     done = subprocess.run([*command, str(workers)], capture_output=True, text=True, check=True, env=environment)
     used = {"seconds": time.monotonic() - began, "processor": of_children() - before}
@@ -105,7 +86,4 @@ def run(texts: list[str], vocabulary: Path) -> list[Row]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "child":
-        print(json.dumps(child(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))))
-    else:
-        show(run(texts_of(sys.argv[2:], 12), Path(sys.argv[1])))
+    show(run(texts_of(sys.argv[2:], 12), Path(sys.argv[1])))

@@ -12,14 +12,15 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import data_prep
 from configs.cluster import PrepJobs, RayCluster, SlurmCluster, TasksCluster
-from configs.errors import DataError, LaunchError, ZhengliuError
+from configs.errors import ConfigError, DataError, LaunchError, ZhengliuError
+from configs.passing import BY_SLURM, like_a_secret, passed_on
 from data_prep.atomic import write_bytes
 from data_prep.config import DataConfig
 from data_prep.phases import Phase, phases
@@ -112,24 +113,58 @@ def submit(job: Job, cluster: SlurmCluster) -> list[str]:
     """Hand all phases to Slurm, each after the one before it; returns the ids of the jobs.
 
     Raises:
-        LaunchError: sbatch cannot be called, or refuses.
+        ConfigError: there is no sbatch, or a variable of ``pass_variables``.
+        LaunchError: sbatch refuses.
     """
     folder = job.folder.absolute()
     chain = slurm_chain(job.config, cluster, folder / "execution", folder, len(job.tasks))
     with quiet():
         try:
-            chain[-1].run()  # it launches those that it depends on, first
-        except (OSError, ValueError) as error:
-            raise LaunchError(
+            with only(for_sbatch(cluster)):
+                chain[-1].run()  # it launches those that it depends on, first
+        except FileNotFoundError as error:
+            raise ConfigError(
                 f"sbatch cannot be called ({error}). Start this on a login node of the cluster."
             ) from None
+        except ZhengliuError:
+            raise
         except Exception as error:
             raise LaunchError(f"sbatch refused the job: {error}. See what it said above.") from None
     return [str(executor.job_id) for executor in chain]
 
 
+def for_sbatch(cluster: SlurmCluster) -> dict[str, str]:
+    """The environment in which sbatch is called: datatrove has it export all of that to the jobs.
+
+    Raises:
+        ConfigError: a variable of ``pass_variables`` is not set.
+    """
+    kept = {name: os.environ[name] for name in (*BY_SLURM, "SLURM_CONF") if name in os.environ}
+    named = passed_on(os.environ, cluster.pass_variables)
+    return kept | named | {"TOKENIZERS_PARALLELISM": "false"} | cluster.variables
+
+
+@contextmanager
+def only(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process with no others."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def placeholders(config: DataConfig) -> list[str]:
+    """What stands for the numbers of the jobs that :func:`submit` would hand over."""
+    return [f"ID-OF-zhengliu-{phase.name}{end}" for phase in phases(config) for end in ("", "-end")]
+
+
 def scripts(config: DataConfig, job_folder: Path, blocks: int, cluster: SlurmCluster) -> str:
-    """The batch scripts that :func:`submit` would hand over for so many blocks; nothing is written to the folder."""
+    """The batch scripts that :func:`submit` would hand over for so many blocks, and how; nothing is written there."""
+    front, before = f"env -i {' '.join(shown(name, value, cluster) for name, value in for_sbatch(cluster).items())}", ""
     final = job_folder.absolute() / "execution"
     with tempfile.TemporaryDirectory() as place, quiet():
         chain = slurm_chain(config, cluster, Path(place), job_folder.absolute(), blocks)
@@ -138,8 +173,19 @@ def scripts(config: DataConfig, job_folder: Path, blocks: int, cluster: SlurmClu
             arguments = executor.get_sbatch_args(min(executor.tasks, executor.max_array_size))
             pickled = executor.logging_dir.resolve_paths("executor.pik")
             text = executor.get_launch_file_contents(arguments, f"srun  -l -n 1 launch_pickled_pipeline {pickled}")
-            texts.append(f"# {executor.job_name}\n{text}".replace(place, str(final)))
+            after = f" --dependency=afterok:{before}" if before else ""
+            script = shlex.quote(executor.logging_dir.resolve_paths("launch_script.slurm").replace(place, str(final)))
+            how = f"# {front} sbatch --export=ALL,RUN_OFFSET=0{after} {script}"
+            texts.append(f"# {executor.job_name}\n{how}\n{text}".replace(place, str(final)))
+            before = f"ID-OF-{executor.job_name}"
     return "\n".join(texts)
+
+
+def shown(name: str, value: str, cluster: SlurmCluster) -> str:
+    """A variable for ``env``: of this shell, or with its value, if that is no secret."""
+    if os.environ.get(name) == value and name not in cluster.variables:
+        return f'{name}="${name}"'
+    return f"{name}={'***' if like_a_secret(name) and name in cluster.variables else shlex.quote(value)}"
 
 
 def slurm_chain(config: DataConfig, cluster: SlurmCluster, place: Path, folder: Path, blocks: int) -> list[Any]:

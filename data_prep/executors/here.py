@@ -12,7 +12,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,12 +36,18 @@ def carry_out(job: Job, phase: Phase, workers: int | None, on_progress: OnProgre
     """
     missing = phase.missing(job)
     tally = Tally(job, phase, [task.ordinal for task in missing], on_progress)
-    for facts in in_processes(phase, missing, workers):
+    for facts in in_processes(phase, missing, workers, phase.get_ready):
         tally.add(facts)
 
 
-def in_processes(phase: Phase, tasks: list[Task], workers: int | None) -> Iterator[Facts]:
-    """Results of the work as they come; a worker that dies is an error, not a hang."""
+def in_processes(
+    phase: Phase, tasks: list[Task], workers: int | None, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[Facts]:
+    """Results of the work as they come; a worker that dies is an error, not a hang.
+
+    Args:
+        meanwhile: called once, while workers are at work; not where this process does the work itself.
+    """
     count = min(workers or os.cpu_count() or 1, len(tasks))
     if count <= 1:
         yield from map(phase.work, tasks)
@@ -55,6 +61,7 @@ def in_processes(phase: Phase, tasks: list[Task], workers: int | None) -> Iterat
             pool.submit(phase.work, task): task for task in sorted(tasks, key=block_size, reverse=True)
         }
         try:
+            meanwhile()
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)

@@ -4,8 +4,12 @@ Three ways to the same numbers (a test compares them):
 
 - ``runs``: scaled_dot_product_attention over runs of sequences of equal length (the CPU's default; batches
   hold sequences sorted by length, so runs are long), in bf16 batched matrix products (``products.py``);
-- ``padded``: one call over a padded copy of q, k, v with a key mask (the default on other devices);
-- ``varlen``: ``torch.nn.attention.varlen``: flash kernels, the default on CUDA in 16 bits without attention dropout.
+- ``padded``: one call over a padded copy of q, k, v with a key mask. Where all sequences are of one length there is
+  nothing to pad and no mask, so that a GPU takes its flash kernels, which have dropout;
+- ``varlen``: ``torch.nn.attention.varlen``: flash kernels for sequences of any lengths, of 16 bits, without dropout.
+
+``mixed`` (the default of newer GPUs where not all calls can be ``varlen``) leaves it to each call: ``varlen`` in 16
+bits without dropout, else ``padded``. So a teacher has the flash kernels beside a student that drops probabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from torch import Tensor
 
 from distill_core.models.products import Group, attend_by_products, groups_of
 
-Kernel = Literal["runs", "padded", "varlen"]
+Kernel = Literal["runs", "padded", "varlen", "mixed"]
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,12 @@ class AttentionLayout:
     sizes: Tensor
     """int64 [B], its tokens."""
     slots: Tensor | None
-    """``padded``: int64 [N], the place of each token in the padded [B * longest] layout."""
+    """``padded``, ``mixed``: int64 [N], the place of each token in the padded [B * longest] layout; None where all
+    sequences are of one length."""
     key_mask: Tensor | None
-    """``padded``: bool [B, 1, 1, longest]."""
+    """``padded``, ``mixed``: bool [B, 1, 1, longest]; None where all sequences are of one length."""
     bounds: Tensor | None
-    """``varlen``: int32 [B + 1]."""
+    """``varlen``, ``mixed``: int32 [B + 1]."""
     groups: tuple[Group, ...]
     """``runs``: the sequences that are computed together in bf16."""
 
@@ -63,13 +69,13 @@ def layout(lengths: list[int], kernel: Kernel) -> AttentionLayout:
     size = torch.tensor(lengths, dtype=torch.int64)
     ends = size.cumsum(0)
     slots = key_mask = bounds = None
-    if kernel == "padded":
+    runs, groups = _runs(lengths), groups_of(tuple(lengths)) if kernel == "runs" else ()
+    if kernel in ("padded", "mixed") and len(runs) > 1:
         key_mask = torch.arange(max(lengths)) < size[:, None]
         slots = key_mask.flatten().nonzero().squeeze(1)
         key_mask = key_mask[:, None, None, :]
-    elif kernel == "varlen":
+    if kernel in ("varlen", "mixed"):
         bounds = F.pad(ends, (1, 0)).to(torch.int32)
-    runs, groups = _runs(lengths), groups_of(tuple(lengths)) if kernel == "runs" else ()
     return AttentionLayout(kernel, tuple(lengths), runs, ends - size, size, slots, key_mask, bounds, groups)
 
 
@@ -90,11 +96,13 @@ def choose_kernel(wanted: str, device: torch.device, flash: bool = False) -> Ker
     if wanted == "auto":
         if device.type == "cpu":
             return "runs"
-        return "varlen" if flash and _has_varlen(device) else "padded"
+        if not has_varlen(device):
+            return "padded"
+        return "varlen" if flash else "mixed"
     return wanted  # type: ignore[return-value]
 
 
-def _has_varlen(device: torch.device) -> bool:
+def has_varlen(device: torch.device) -> bool:
     """Whether this torch has the kernels (2.10) and the GPU can run them (Ampere)."""
     if device.type != "cuda" or importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
@@ -112,11 +120,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: flo
     Returns:
         [N, heads, d].
     """
-    if where.kernel == "runs":
+    kernel = where.kernel
+    if kernel == "runs":
         if q.dtype == torch.bfloat16 and q.device.type == "cpu":
             return attend_by_products(q, k, v, where.groups, dropout)
         return _attend_runs(q, k, v, where, dropout)
-    if where.kernel == "padded":
+    if kernel == "mixed":
+        kernel = "varlen" if dropout == 0 and q.dtype in SIXTEEN_BITS else "padded"
+    if kernel == "padded":
         return _attend_padded(q, k, v, where, dropout)
     return _attend_varlen(q, k, v, where)
 
@@ -144,7 +155,8 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout) -> T
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, where: AttentionLayout, dropout: float) -> Tensor:
-    assert where.slots is not None and where.key_mask is not None
+    if where.slots is None or where.key_mask is None:  # one run
+        return _attend_runs(q, k, v, where, dropout)
     batch, longest = where.key_mask.shape[0], where.key_mask.shape[-1]
     slots = where.slots
 

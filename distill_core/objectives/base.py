@@ -73,6 +73,14 @@ class TermConfig(Config):
         return self
 
 
+def some_weight(terms: list[TermConfig]) -> list[TermConfig]:
+    """The same; raises ValueError when all of them have the weight 0 throughout, so that nothing would be learned."""
+    weights = [term.weight for term in terms]
+    if not any(max(w.start, w.end) if isinstance(w, Schedule) else w for w in weights):
+        raise ValueError("every loss has the weight 0, so that nothing would be learned; give one of them a weight")
+    return terms
+
+
 def taught(who: str, teacher: EncoderConfig | None) -> EncoderConfig:
     """The teacher's shape.
 

@@ -12,7 +12,7 @@ That asks for the losses' weights before the backward pass: a loss enters here w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import Undecoded, Weights, product, wide
+from distill_core.objectives.kernels import few_kernels
 from distill_core.objectives.strips import strips
 
 CUDA_CHUNKS = 16
@@ -36,9 +37,12 @@ class Logits:
     products: Tensor
     bias: Tensor | None
 
-    def wide(self, rows: slice) -> Tensor:
+    def at(self, rows: slice) -> Logits:
+        return Logits(self.products[rows], self.bias)
+
+    def wide(self) -> Tensor:
         """[rows, V] in fp32 (fp64 is kept); not to be written into."""
-        found = wide(self.products[rows])
+        found = wide(self.products)
         if self.bias is None:
             return found
         return found + self.bias if found.dtype == self.products.dtype else found.add_(self.bias)
@@ -97,6 +101,10 @@ class Part:
     """What its sum is multiplied by (a scalar)."""
     data: Data
 
+    def at(self, first: int, last: int) -> Part:
+        """Of the rows [first, last)."""
+        return replace(self, data=tuple(None if d is None else d[first:last] for d in self.data))
+
 
 def opened(logits: Sequence[Undecoded], use: Callable[[list[Decoding]], Any]) -> Any:
     """``use`` of all of them, while the weights of all decoders are there."""
@@ -152,9 +160,11 @@ class _Fused(torch.autograd.Function):
             logits, targets = mine.logits(first, last), {n: theirs[n].logits(first, last) for n in dict.fromkeys(asked)}
             gradient.open(logits.products)
             for rows in strips(logits.products):
-                values, slopes = _of_strip(parts, logits, targets, first, rows, unit)
+                here = [part.at(first + rows.start, first + rows.stop) for part in parts]
+                their_rows = {number: target.at(rows) for number, target in targets.items()}
+                values, bias = _of_strip(logits.at(rows), their_rows, here, unit, gradient.room(rows), gradient.of_bias)
                 sums = [before + value for before, value in zip(sums, values, strict=True)]
-                gradient.take(rows, slopes)
+                gradient.take(bias)
             gradient.add(first, last)
         ctx.unit = unit
         ctx.dtypes, found = gradient.found()
@@ -177,21 +187,29 @@ class _Fused(torch.autograd.Function):
         return None, None, None, None, *(None if dtype is None else scaled(dtype) for dtype in ctx.dtypes)
 
 
+def _by_rows(mine: Logits, theirs: Mapping[int, Logits], parts: Sequence[Part], *rest: Any) -> list[Tensor]:
+    known = [tensor for part in parts for tensor in part.data if tensor is not None]
+    return [mine.products, *(one.products for one in theirs.values()), *known, rest[1]]
+
+
+@few_kernels(_by_rows)
 def _of_strip(
-    parts: Sequence[Part], logits: Logits, targets: Mapping[int, Logits], first: int, rows: slice, unit: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """The losses' sums over the ``rows`` of a chunk that begins with row ``first``; the weighted sum's gradient."""
-    mine, slopes = logits.wide(rows), None
-    theirs = {number: target.wide(rows) for number, target in targets.items()}
-    sums = []
+    mine: Logits, theirs: Mapping[int, Logits], parts: Sequence[Part], unit: Tensor, into: Tensor, of_bias: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """The losses' sums over the rows of ``mine``, and of the weighted sum's gradient the sum over rows, [V], if wanted.
+
+    That gradient, in units of ``unit``, is written to ``into`` [rows, V].
+    """
+    logits, slopes, sums = mine.wide(), None, []
+    targets = {number: one.wide() for number, one in theirs.items()}
     for part in parts:
-        data = tuple(None if d is None else d[first + rows.start : first + rows.stop] for d in part.data)
-        target = None if part.teacher is None else theirs[part.teacher]
-        value, one = part.loss.sum_and_slopes(mine, target, data, (part.factor / unit).to(mine.dtype))
+        target = None if part.teacher is None else targets[part.teacher]
+        value, one = part.loss.sum_and_slopes(logits, target, part.data, (part.factor / unit).to(logits.dtype))
         sums.append(value)
         slopes = one if slopes is None else slopes.add_(one)
     assert slopes is not None
-    return sums, slopes
+    into.copy_(slopes)
+    return sums, slopes.sum(0) if of_bias else None
 
 
 class _Gradient:
@@ -201,6 +219,7 @@ class _Gradient:
         self.vectors, self.weights = vectors, weights
         self.of = (vectors, *((None, None, None) if weights is None else weights))
         self.needed = needed
+        self.of_bias = weights is not None and needed[2]
         rows = torch.empty_like(vectors) if needed[0] else None
         self.rows = rows if rows is None or weights is None else wide(rows)
         self.slopes: Tensor | None = None
@@ -213,12 +232,15 @@ class _Gradient:
         if self.slopes is None or len(self.slopes) < len(logits):
             self.slopes = torch.empty_like(logits, dtype=self.vectors.dtype)
 
-    def take(self, rows: slice, slopes: Tensor) -> None:
-        """``slopes``: of some rows of the chunk, [rows, V]."""
+    def room(self, rows: slice) -> Tensor:
+        """Where the slopes of some rows of the chunk are to be written, [rows, V]."""
         assert self.slopes is not None
-        self.slopes[rows] = slopes
-        if self.weights is not None and self.needed[2]:
-            self.bias = slopes.sum(0) if self.bias is None else self.bias.add_(slopes.sum(0))
+        return self.slopes[rows]
+
+    def take(self, bias: Tensor | None) -> None:
+        """The sum of some rows' slopes, [V]; given where it is ``of_bias``."""
+        if bias is not None:
+            self.bias = bias if self.bias is None else self.bias.add_(bias)
 
     def add(self, first: int, last: int) -> None:
         """End the chunk, of the rows [first, last)."""

@@ -16,7 +16,9 @@ Hidden states are also matched at the embeddings (0-0), which no attention has.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from configs.errors import ConfigError
 
@@ -35,11 +37,12 @@ def layer_pairs(
         embeddings: whether layer 0 (the embedding output) can be matched.
 
     Raises:
-        ConfigError: a layer is out of range, or ``uniform`` does not come out even.
+        ConfigError: a layer is out of range, ``uniform`` does not come out even, the list is empty or repeats itself.
     """
     t, s = teacher_layers, student_layers
     if isinstance(layers, list):
         pairs = [(a, b) for a, b in layers]
+        check_listed(pairs, who)
     elif layers == "last":
         return [(t, s)]
     else:
@@ -71,6 +74,21 @@ def _named(name: str, m: int, teacher: int, student: int, who: str) -> int:
     if name == "bottom" or (name == "symmetric" and m <= (student + 1) // 2):
         return m
     return teacher - student + m
+
+
+def check_listed(matches: Sequence[Any], who: str) -> None:
+    """Raises ConfigError: there is no match, or the same one twice (a weight says that more clearly)."""
+    if not matches:
+        raise ConfigError(
+            f"{who} has no layers to compare: layers: [] is empty. Give pairs as layers: [[teacher, student], ...], "
+            f"take a map ({', '.join(NAMES)}), or remove the loss."
+        )
+    twice = next((match for place, match in enumerate(matches) if match in matches[:place]), None)
+    if twice is not None:
+        raise ConfigError(
+            f"{who} names the match {json.dumps(twice)} twice; name it once, and raise the loss's weight if it is to "
+            "count for more."
+        )
 
 
 def _check(model: str, layer: int, depth: int, who: str, lowest: int) -> None:

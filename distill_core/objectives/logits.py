@@ -19,6 +19,7 @@ from distill_core.features import MASKED_LOGITS, FeatureRequest, Features
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.base import OBJECTIVES, Needs, Schedule, Term, TermConfig, taught, value_at
 from distill_core.objectives.fused import Data, Decoding, Part, chunks, fused, opened
+from distill_core.objectives.kernels import less_one_hot, row_dots
 from distill_core.objectives.soft_targets import (
     TemperatureRule,
     cwsm,
@@ -149,7 +150,7 @@ def _at_the_same_rows(
                 for first, last in chunks(len(mine.vectors), CHUNK, mine.vectors.device):
                     both = mine.logits(first, last), theirs[number].logits(first, last)
                     for rows in strips(both[0].products):
-                        yield both[0].wide(rows), both[1].wide(rows)
+                        yield both[0].at(rows).wide(), both[1].at(rows).wide()
 
             with torch.no_grad():
                 data = share.term.data(batch, progress, mine.vectors, pairs)
@@ -263,11 +264,9 @@ def need_equal_vocabularies(who: str, student: EncoderConfig, teacher: EncoderCo
     if student.vocab_size != teacher.vocab_size:
         raise ConfigError(
             f"{who} compares vocabulary logits entry by entry, but the student has {student.vocab_size} tokens and "
-            f"the teacher {teacher.vocab_size}. Use the teacher's vocabulary (data.tokenizer.vocab). Losses on hidden "
-            "states, attention and relations (hidden_mse, hidden_cosine, pkd, nst, fsp, emd, attention_scores, minilm, "
-            "minilmv2) compare token with token and need no equal sizes, only that both models read the same token ids "
-            "(as when one vocabulary is the other with rows added at its end). With another tokeniser a "
-            "student can learn from the teacher in a stage with a `task` only, by losses on whole texts (task_kd, pkd)."
+            f"the teacher {teacher.vocab_size}. Use the teacher's vocabulary (data.tokenizer.vocab). With another "
+            "tokeniser a student can learn from the teacher in a stage with a `task` only, by losses on whole texts "
+            "(task_kd, pkd)."
         )
 
 
@@ -302,7 +301,7 @@ class KdCe(SoftMatch):
 
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         p, (q, norms) = F.softmax(theirs, dim=-1), softmax_and_norms(mine)
-        return norms - torch.linalg.vecdot(p, mine)[:, None], q.sub_(p)
+        return norms - row_dots(p, mine), q.sub_(p)
 
 
 class KdKlConfig(SoftConfig):
@@ -324,7 +323,7 @@ class KdKl(SoftMatch):
 
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         (p, their_norms), (q, norms) = softmax_and_norms(theirs), softmax_and_norms(mine)
-        losses = torch.linalg.vecdot(p, theirs.sub_(mine))[:, None]
+        losses = row_dots(p, theirs.sub_(mine))
         return losses + (norms - their_norms), q.sub_(p)
 
 
@@ -340,7 +339,7 @@ class KdMse(LogitsMatch):
 
     def compare(self, mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         difference = mine.sub_(theirs)
-        losses = torch.linalg.vecdot(difference, difference)[:, None] / mine.shape[1]
+        losses = row_dots(difference, difference) / mine.shape[1]
         return losses, difference.mul_(2 / mine.shape[1])
 
 
@@ -370,5 +369,4 @@ class Mlm(VocabularyTerm):
         (labels,) = data
         assert labels is not None
         q, norms = softmax_and_norms(mine)
-        slopes = q.scatter_add_(-1, labels, -torch.ones_like(labels, dtype=mine.dtype))
-        return (norms - mine.gather(-1, labels)).sum(), slopes.mul_(factor)
+        return (norms - mine.gather(-1, labels)).sum(), less_one_hot(q, labels).mul_(factor)

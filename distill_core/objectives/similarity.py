@@ -17,7 +17,7 @@ from distill_core.flops import Flops, gram_flops, matrix_flops
 from distill_core.models.config import EncoderConfig
 from distill_core.objectives.attention import score_distance
 from distill_core.objectives.base import OBJECTIVES, Needs, Term, TermConfig, taught
-from distill_core.objectives.layers import MapName, layer_pairs
+from distill_core.objectives.layers import MapName, check_listed, layer_pairs
 from distill_core.objectives.projection import ProjectionName, Projections
 from distill_core.objectives.tiles import Factors, tiles
 
@@ -47,6 +47,7 @@ class SimilarityConfig(TermConfig):
             two = ((a, a), (b, b)) if isinstance(a, int) else (a, b)
             checked(list(zip(*two, strict=True)))
             found.append(two)  # type: ignore[arg-type]
+        check_listed(found, self.kind)
         return found
 
     def pairs(self, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:

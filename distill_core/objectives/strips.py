@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import wide
+from distill_core.objectives.kernels import few_kernels
 
 ENTRIES = 2**18
 """Of a strip on a CPU: 1 MiB in fp32."""
@@ -27,15 +28,21 @@ def strips(matrix: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, rows))
 
 
+@few_kernels(lambda mine, theirs, into: (mine, theirs, into))
+def _apart(mine: Tensor, theirs: Tensor, into: Tensor) -> Tensor:
+    """|mine - theirs|²; the difference is written to ``into``."""
+    difference = wide(mine) - wide(theirs)
+    into.copy_(difference)
+    return difference.square_().sum()
+
+
 class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mine: Tensor, theirs: Tensor) -> Tensor:
         total = wide(mine.new_zeros(()))
         apart = torch.empty_like(mine)
         for rows in strips(mine):
-            strip = wide(mine[rows]) - wide(theirs[rows])
-            apart[rows] = strip
-            total += strip.square_().sum()
+            total += _apart(mine[rows], theirs[rows], apart[rows])
         ctx.save_for_backward(apart)
         return total
 

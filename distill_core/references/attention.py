@@ -33,8 +33,9 @@ def attend_to_both(
     references, where = batch.references, batch.layout
     assert references is not None
     if where.kernel != "runs":
-        # one call, all sequences padded to the longest; `varlen` too, as only one layer does this
-        return _block(own, keys, values, batch.positions, references, where.lengths, dropout, only_reference)
+        # one call, all sequences padded to the longest, whatever the kernel: only one layer does this
+        sizes = (where.sizes, where.lengths)
+        return _block(own, keys, values, batch.positions, references, *sizes, dropout, only_reference)
     out = []
     ends = [0, *accumulate(references.lengths)]
     sequence = 0
@@ -51,7 +52,8 @@ def attend_to_both(
         mine = Heads(*(t[tokens] for t in own))
         lengths = (length,) * count
         positions = batch.positions[tokens]
-        out.append(_block(mine, keys[places], values[places], positions, part, lengths, dropout, only_reference))
+        sizes = (where.sizes[sequence : sequence + count], lengths)
+        out.append(_block(mine, keys[places], values[places], positions, part, *sizes, dropout, only_reference))
         sequence += count
     return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -62,12 +64,15 @@ def _block(
     values: Tensor,
     positions: Tensor,
     references: References,
+    sizes: Tensor,
     lengths: tuple[int, ...],
     dropout: float,
     only_reference: bool,
 ) -> Tensor:
-    """Some sequences with one call, padded where lengths differ: [tokens, heads, d]."""
-    sizes = torch.tensor(lengths, device=positions.device)
+    """Some sequences with one call, padded where lengths differ: [tokens, heads, d].
+
+    ``sizes``: the ``lengths``, on the device.
+    """
     order = torch.arange(len(lengths), device=positions.device)
     rows = order.repeat_interleave(sizes, output_size=sum(lengths))
     longest, most = max(lengths), max(references.lengths)

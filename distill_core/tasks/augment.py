@@ -18,11 +18,12 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from configs.loader import Config, runtime
 from data_prep.config import SegmentConfig
 from data_prep.config_quality import Fraction
 from data_prep.documents import Counts
+from data_prep.segment import open_segmenter
 from data_prep.vectors import Vectors, read_vectors
 from distill_core.models.encoder import Encoder
 from distill_core.tasks.augment_model import WordModel
@@ -101,6 +102,26 @@ def check_kind(kind: TaskKind) -> None:
             "Rows of span tasks are not augmented: a replaced word may be the answer or move it, and a question with "
             "replaced words may have another answer. Leave `augment` out of this task."
         )
+
+
+def check_augment(config: AugmentConfig, kind: TaskKind, who: str) -> None:
+    """What augmentation would fail of, before any long work starts.
+
+    Raises:
+        ConfigError: rows of this kind are not augmented.
+        DataError: the vectors, the stop words or the segmenter cannot be had.
+    """
+    try:
+        check_kind(kind)
+        if config.vectors is not None:
+            read_vectors(config.vectors, 1)
+        Words(config.language, config.segment, config.stop_words)
+        if config.language != "latin":
+            open_segmenter(config.segment)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from None
+    except DataError as error:
+        raise DataError(f"{who}: augment: {error}") from None
 
 
 def _augmented(rows: Iterator[Row], candidates: Candidates, config: AugmentConfig, counts: Counts) -> Iterator[Row]:

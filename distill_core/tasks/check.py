@@ -8,6 +8,7 @@ from configs.errors import ConfigError
 from distill_core.config import AnyStage, AugmentStage, DistillStage, FinetuneStage, PretrainStage, RunConfig
 from distill_core.objective import Objective
 from distill_core.tasks import pretrained as task_models
+from distill_core.tasks.augment import check_augment
 from distill_core.tasks.config import TaskConfig
 from distill_core.tasks.load import check_task_files, read_labels
 
@@ -22,12 +23,14 @@ def check_task(config: RunConfig, stage: AnyStage, who: str) -> None:
 
     Raises:
         DataError: a file is missing or unusable, its labels are not the task's, or a given teacher knows others.
-        ConfigError: a teacher is fine-tuned for another task.
+        ConfigError: a teacher is fine-tuned for another task, or rows of this kind are not augmented.
     """
     task = task_of(config, stage)
     if task is None:
         return
     check_task_files(task, who)
+    if isinstance(stage, AugmentStage):
+        check_augment(stage.augment, task.kind, who)
     if not isinstance(stage, DistillStage):
         return
     if stage.student.init.head:

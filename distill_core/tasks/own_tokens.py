@@ -48,7 +48,7 @@ def own_tokenizers(
 
     Args:
         ours: the run's; None: it will be trained on the corpus.
-        fetch: whether the tokenizer's files of a hub name may be fetched (only for a stage with a task).
+        fetch: whether the tokenizer's files of a hub name may be fetched.
 
     Raises:
         DataError: a teacher's tokenizer cannot be read.
@@ -58,7 +58,7 @@ def own_tokenizers(
         assert isinstance(stage, DistillStage)
         if config.stage_index(teacher.source) is not None:
             continue
-        folder = tokenizer_folder(teacher.source, fetch and stage.task is not None)
+        folder = tokenizer_folder(teacher.source, fetch)
         kind = None if folder is None else kind_of(folder)
         if folder is None or kind is None:
             continue  # nothing to compare; the sizes of the vocabularies are

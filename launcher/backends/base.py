@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from configs.cluster import ClusterConfig
+from configs.passing import passed_on
 from configs.registry import Registry
-from launcher.job import PLACED, Job, mark, passed_on
+from launcher.job import PLACED, Job, mark
 
 
 class Backend(ABC):

@@ -7,10 +7,10 @@ import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 from configs.cluster import HostsCluster
-from configs.errors import ConfigError, LaunchError
+from configs.errors import ConfigError
+from configs.passing import USERS
 from launcher import hosts as names
 from launcher import shared
 from launcher.backends.base import BACKENDS, Backend, comment
@@ -21,7 +21,7 @@ from launcher.node import encoded
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10")
 PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 """Words that a shell and pdsh leave as they are."""
-KEPT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SSH_AUTH_SOCK", "TMPDIR", "USER")
+KEPT = tuple(sorted((*USERS, "SSH_AUTH_SOCK", "TMPDIR")))
 """What DeepSpeed's runner gets of this environment."""
 UNSET = ("CUDA_VISIBLE_DEVICES", "PYTHONPATH", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
 """What DeepSpeed sets for the process it starts, which is an agent and no rank: it is to see all of its node's GPUs."""
@@ -43,10 +43,7 @@ class Hosts(Backend):
         return said or wanted or super().ranks(None)
 
     def hosts(self) -> list[names.Host]:
-        cluster = self.cluster
-        if cluster.hostfile is not None:
-            return names.read_hostfile(Path(cluster.hostfile))
-        return [names.Host(names.checked_name(name, "hosts"), None) for name in cluster.hosts]
+        return names.listed(self.cluster.hostfile, self.cluster.hosts)
 
     def preparing(self) -> Hosts:
         return self
@@ -57,13 +54,17 @@ class Hosts(Backend):
 
     def check(self, job: Job) -> None:
         """The runner is installed, ssh reaches each host, and each sees the run folder."""
+        self.check_runner(job)
+        shared.check(job.folder, {host: self.shell(host) for host in job.hosts})
+
+    def check_runner(self, job: Job) -> None:
+        """Raises ConfigError: it is not installed here, or would spoil a word."""
         if self.cluster.runner == "deepspeed" and shutil.which("pdsh") is None:
-            raise LaunchError(
+            raise ConfigError(
                 "DeepSpeed's runner needs pdsh, and it is not installed here. Install it, or set `runner: ssh` in the "
                 "cluster file."
             )
         self.commands(job)
-        shared.check(job.folder, {host: self.shell(host) for host in job.hosts})
 
     def commands(self, job: Job) -> list[tuple[str, list[str]]]:
         """(name, words) of each local process."""

@@ -7,6 +7,7 @@ import shlex
 from launcher import agent
 from launcher.backends.base import BACKENDS, Backend
 from launcher.job import Job, rank_environment
+from launcher.ranks import guarded
 
 
 @BACKENDS.add("local")
@@ -21,7 +22,7 @@ class Local(Backend):
             environment = rank_environment(job, rank, rendezvous, {}, pulse="FILE")
             words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
             log = shlex.quote(str(job.folder / "logs" / f"rank-{rank}.log"))
-            lines.append(" \\\n    ".join([*words, f"{shlex.join(job.argv())} >> {log} 2>&1"]))
+            lines.append(" \\\n    ".join([*words, f"{shlex.join(guarded(job.argv(), 'PID'))} >> {log} 2>&1"]))
         return "\n".join(lines)
 
     def run(self, job: Job) -> None:

@@ -14,13 +14,11 @@ import subprocess
 import sys
 
 from configs.cluster import SlurmCluster
-from configs.errors import LaunchError, output_error
+from configs.errors import ConfigError, LaunchError, output_error
+from configs.passing import BY_SLURM
 from launcher.backends.base import BACKENDS, Backend, comment
 from launcher.job import HOSTS, ROOT, Job, write_private
 from launcher.node import encoded
-
-EXPORTED = "HOME,LANG,LC_ALL,LD_LIBRARY_PATH,LOGNAME,MODULEPATH,MODULESHOME,PATH,SHELL,USER"
-"""Of the environment of whoever submits; what ranks get beyond it stands in job.json."""
 
 SCRIPT = """\
 #!/bin/bash
@@ -98,7 +96,7 @@ class Slurm(Backend):
             "signal": f"B:USR1@{cluster.notice}",
             "open-mode": "append",
             "requeue": "",
-            "export": EXPORTED,
+            "export": ",".join(BY_SLURM),
             **cluster.sbatch,
         }
         return [f"--{key}={value}" if value != "" else f"--{key}" for key, value in said.items() if value is not None]
@@ -154,10 +152,11 @@ def submit(command: list[str]) -> str:
     """Call sbatch; the number of the job.
 
     Raises:
-        LaunchError: there is none, or it refuses.
+        ConfigError: there is none.
+        LaunchError: it refuses.
     """
     if shutil.which(command[0]) is None:
-        raise LaunchError("There is no sbatch on this machine. Start this on a login node of the cluster.")
+        raise ConfigError("There is no sbatch on this machine. Start this on a login node of the cluster.")
     # SBATCH_* would overrule the script; SLURM_* is there when this runs in a job itself, and is not about the new one.
     kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(("SBATCH_", "SLURM_"))}
     done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False, errors="replace")

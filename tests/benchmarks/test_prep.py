@@ -12,7 +12,7 @@ import pytest
 
 import data_prep
 from benchmarks.prep import __main__ as table
-from benchmarks.prep import dedup, end_to_end, processes, reads, segment, tokenize
+from benchmarks.prep import bars, dedup, end_to_end, processes, reads, segment, tokenize
 from benchmarks.prep.timing import Row, interleaved, texts_of
 from data_prep.config import TokenizerConfig
 from data_prep.tokenizer_training import train_wordpiece
@@ -20,8 +20,9 @@ from data_prep.tokenizer_training import train_wordpiece
 SAMPLE = sorted((Path(data_prep.__file__).parent / "sample_corpus").glob("*.txt"))
 ROWS = {
     "end_to_end": [
-        *("1 end to end (dynamic) / Megatron-like preprocess", "2 end to end (stored) / MiniRBT's path"),
-        *("3 end to end (no words) / bytes.decode", "MB/s a core, dynamic", "  stored: words"),
+        *("1 end to end (dynamic) / Megatron-like preprocess", "2 end to end (dynamic) / MiniRBT's path"),
+        *("3 end to end (dynamic) / bytes.decode", "3 end to end (no words) / bytes.decode"),
+        *("MB/s a core, dynamic", "  stored: words"),
     ],
     "readers": [
         "reading bytes.decode",
@@ -30,10 +31,14 @@ ROWS = {
         "reading a.wet.gz",
         "reading a.xml",
     ],
-    "segment": ["precision of boundaries with HMM", "kernel against jieba without HMM", "rjieba with HMM"],
+    "segment": [
+        *("precision of boundaries with HMM", "recall of boundaries with HMM"),
+        *("kernel against jieba without HMM", "rjieba with HMM"),
+    ],
     "tokenize": ["WordPiece / tokenizers.encode_batch_fast", "WordPiece: lines that differ", "byte-level BPE"],
     "reads": [
         "6 gather + stored mask / two int64 copies, used memory",
+        "6 gather + dynamic mask / two int64 copies, used memory",
         "6 gather + dynamic mask / two int64 copies, new memory",
         "7 batched random reads (ids) / Arrow's (ids)",
         "7 batched random reads (ids and word bits) / Arrow's (ids and word bits)",
@@ -114,6 +119,22 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(
     monkeypatch.setenv("BENCH_SECONDS", "-1")
     assert table.main(vocabulary, [str(SAMPLE[0])]) == 0
     assert "-- dedup: left out" in capsys.readouterr().out
+
+
+def test_each_bar_is_measured_by_rows_of_a_part_and_judged() -> None:
+    """By the names that the parts' own test asserts; the rows of datatrove need an environment of its own."""
+    names = [name for part in ROWS.values() for name in part]
+    for bar in bars.BARS:
+        assert bar.number == 11 or any(name.startswith(bar.row) and name.endswith(bar.ending) for name in names), bar
+        good, bad = (bar.aim, bar.floor + 1) if bar.least else (bar.aim, bar.floor - 1)
+        assert bar.reached(good) == "aim" and bar.reached(bad) == "missed"
+    rows = [("12 a / whole preparation", 0.5, "%"), ("12 b / whole preparation", 2.0, "%"), ("12 b", 9.0, "ns/token")]
+    rows += [("8 two processes / one (9 MB)", 1.85, "x"), ("WordPiece / tokenizers.encode_batch_fast", 100.0, "x")]
+    shown = {line[:49].strip(): line[49:].split() for line in bars.table(rows).splitlines()}
+    assert shown["12 dearest variant, % of the preparation"] == ["2", "5", "1", "floor"]
+    assert shown["8 two processes, times one, by the clock"] == ["1.85", "1.9", "1.97", "missed"]
+    assert shown["4 WordPiece, times tokenizers"] == ["100", "80", "120", "floor"]
+    assert shown["9 peak memory of a worker, MiB"] == ["-", "300", "200", "not", "measured"]
 
 
 def test_both_sides_of_the_random_reads_give_the_same(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ import os, re, subprocess, sys
 *options, path = sys.argv[1:]
 text = open(path).read()
 first, last = map(int, re.search(r"--array=(\\d+)-(\\d+)", text).groups())
-place = os.environ["FAKE_SLURM"]
+place = {place!r}
+with open(os.path.join(os.path.dirname(place), "of-sbatch"), "w") as file:
+    file.write(" ".join(os.environ))
 number = len(os.listdir(place)) + 1
 with open(os.path.join(place, f"{{number}}.sh"), "w") as file:
     file.write(f"# {{' '.join(options)}}\\n{{text}}")
@@ -77,14 +79,15 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs.mkdir()
     place.mkdir()
     for name, text in {
-        "sbatch": SBATCH.format(python=sys.executable),
+        "sbatch": SBATCH.format(python=sys.executable, place=str(place)),
         "srun": '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done\nexec "$@"\n',
         "scontrol": "#!/bin/bash\necho here\n",
     }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(place))
+    for name in ("UNNAMED_SECRET", "HF_TOKEN", "NAMED", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "canary")
     return place
 
 
@@ -113,6 +116,7 @@ def test_a_rendered_slurm_job(tmp_path: Path, slurm: Path) -> None:
     pipeline.phases(config)[0].work(made)
     inode = job.shard(made).stat().st_ino
     cluster = SlurmCluster(kind="slurm", partition="cpu", account="us", sbatch={"exclusive": ""}, prep=JOBS)
+    cluster = cluster.model_copy(update={"pass_variables": ["NAMED"], "variables": {"SAID": "canary"}})
     ids = submit(config, folder, cluster)
     logs = "".join(p.read_text() for p in sorted(slurm.glob("log-*")))
     assert (folder / "manifest.json").exists(), logs
@@ -122,6 +126,9 @@ def test_a_rendered_slurm_job(tmp_path: Path, slurm: Path) -> None:
     for line in ("--partition=cpu", "--account=us", "--exclusive", "--array=0-1%2", "--mem-per-cpu=1G", "--requeue"):
         assert f"#SBATCH {line}\n" in first
     assert f"--dependency=afterok:{ids[0]}" in last.splitlines()[0]
+    exported = set((slurm.parent / "of-sbatch").read_text().split())
+    assert {"PATH", "HOME", "NAMED", "SAID"} <= exported
+    assert not {"UNNAMED_SECRET", "HF_TOKEN", "SBATCH_PARTITION"} & exported
     assert submit(config, folder, cluster) == []
 
 
@@ -148,6 +155,11 @@ def test_dry_run_prints_the_scripts_and_writes_nothing(tmp_path: Path, slurm: Pa
     assert shown.count("#!/bin/bash") == 2
     assert "#SBATCH --partition=cpu" in shown and "module load python" in shown
     assert f"launch_pickled_pipeline {folder}/execution/shards-" in shown
+    first, last = [line for line in shown.splitlines() if line.startswith("# env -i ")]
+    assert first.startswith('# env -i HOME="$HOME" ')
+    assert f" sbatch --export=ALL,RUN_OFFSET=0 {folder}/execution/shards-" in first
+    assert " --dependency=afterok:ID-OF-zhengliu-shards " in last
+    assert "canary" not in shown
     assert not folder.exists() and not list(slurm.iterdir())
     scripts = shown.split("#!/bin/bash")[1:]
     for script in scripts:  # what a person would submit is a shell program

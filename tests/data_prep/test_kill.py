@@ -19,13 +19,17 @@ from typing import Any
 import pytest
 
 from data_prep import block, report, shards
-from data_prep.atomic import ASIDE
-from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SourceConfig, TokenizerConfig
+from data_prep.atomic import ASIDE, sweep
+from data_prep.config import DataConfig, MaskConfig, SegmentConfig, SimilarConfig, SourceConfig, TokenizerConfig
+from data_prep.corpus import Corpus
 from data_prep.pipeline import prepare
 from data_prep.shards import ShardWriter, read_manifest
+from data_prep.similar import make_similar
+from data_prep.tokenizer import open_tokenizer
 from tests.data_prep.conftest import sample_config
 from tests.data_prep.sabotage import Saboteur, end_of, forked, killed_after
 from tests.data_prep.test_pipeline import stable, tree
+from tests.data_prep.test_similar import as_text, table
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(600)]
 
@@ -178,6 +182,35 @@ def test_finished_parts_of_a_compressed_block_are_kept(tmp_path: Path, monkeypat
         assert end_of(bench.start(folder, 1)) == 0, bench.log()
         bench.check_whole(folder, inodes)
         assert made.read_text().split() == [parts[0], *parts[finished + 1 :]]
+
+
+def test_killed_at_each_step_of_the_table_of_similar_words(sample_corpus: Corpus, tmp_path: Path) -> None:
+    """A table of other vectors stands there already: under the final name one of the two is whole, or there is none."""
+    tokenizer = open_tokenizer(sample_corpus.tokenizer_folder, TokenizerConfig())
+    old, new = (
+        SimilarConfig(vectors=str(as_text(tmp_path / f"{seed}.txt", table(seed))), min_cosine=-1) for seed in range(2)
+    )
+    make_similar(old, tokenizer, tmp_path / "before")
+    make_similar(new, tokenizer, tmp_path / "after")
+    wholes = [tree(tmp_path / name) for name in ("before", "after")]
+    assert wholes[0] != wholes[1] and len(wholes[1]) == 4
+    step, ended = 0, KILLED
+    while ended == KILLED:
+        folder = tmp_path / f"step-{step}"
+        make_similar(old, tokenizer, folder)
+
+        def work(folder: Path = folder, step: int = step) -> None:
+            Saboteur(step).install()
+            make_similar(new, tokenizer, folder)
+
+        ended = end_of(forked(work, str(tmp_path / "log")))
+        found = {name: hash for name, hash in tree(folder).items() if ASIDE not in name}
+        assert found in ([{}, *wholes] if ended == KILLED else wholes[1:])
+        sweep(folder)
+        make_similar(new, tokenizer, folder)
+        assert tree(folder) == wholes[1]
+        step += 1
+    assert ended == 0 and step > 15
 
 
 @pytest.mark.parametrize("workers", WORKERS)

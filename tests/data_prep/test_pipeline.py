@@ -119,6 +119,22 @@ def test_data_of_an_older_version_is_good(tmp_path: Path) -> None:
         prepare(config.model_copy(update={"sequences": SequenceConfig(kind="lines", max_length=48)}), tmp_path / "data")
 
 
+def test_data_of_a_version_that_ignored_lowercase_is_good(tmp_path: Path) -> None:
+    """SentencePiece then had the default of WordPiece in its identity; nothing depended on it."""
+    config = small(tmp_path).model_copy(update={"tokenizer": TokenizerConfig(kind="sentencepiece", vocab_size=300)})
+    first = prepare(config, tmp_path / "data")
+    for name in ("manifest.json", "plan.json"):
+        content = read_manifest(first.folder, name)
+        content["identity"]["tokenizer"]["lowercase"] = True
+        del content["identity"]["tokenizer"]["algorithm"]
+        write_manifest(first.folder, content, name)
+    assert prepare(config, tmp_path / "data").hash == first.hash
+    (first.folder / "manifest.json").unlink()
+    before = [path.stat().st_ino for path in sorted((first.folder / "shards").rglob("tokens.bin"))]
+    assert prepare(config, tmp_path / "data").hash == first.hash
+    assert before == [path.stat().st_ino for path in sorted((first.folder / "shards").rglob("tokens.bin"))]
+
+
 def test_changed_input_is_refused(tmp_path: Path) -> None:
     config = small(tmp_path)
     prepare(config, tmp_path / "data")

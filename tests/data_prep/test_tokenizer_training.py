@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
+import tokenizers
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
+from configs.loader import validate
 from data_prep.config import TokenizerConfig
 from data_prep.readers import SAMPLE
+from data_prep.sentencepiece_model import BPE
 from data_prep.tokenizer import open_tokenizer, train_tokenizer
 from data_prep.tokenizer_base import SPECIALS
 from data_prep.tokenizer_training import first_characters
@@ -27,10 +31,12 @@ import sys
 from pathlib import Path
 from data_prep.config import TokenizerConfig
 from data_prep.readers import SAMPLE
+from data_prep.sentencepiece_model import BPE
 from data_prep.tokenizer import train_tokenizer
 texts = Path(sys.argv[1]).read_text(encoding="utf-8").split("\\0")
-for kind in ("wordpiece", "sentencepiece"):
-    print(train_tokenizer(iter(texts), TokenizerConfig(kind=kind, vocab_size=2800), Path(sys.argv[2]) / kind).hash)
+for name, kind in (("wordpiece", {}), ("sentencepiece", {}), ("bpe", {"kind": "sentencepiece", "algorithm": "bpe"})):
+    config = TokenizerConfig(**{"kind": name, "vocab_size": 2800, **kind})
+    print(train_tokenizer(iter(texts), config, Path(sys.argv[2]) / name).hash)
 """
 
 
@@ -49,9 +55,9 @@ def test_same_vocabulary_in_every_process(tmp_path: Path) -> None:
             check=True,
         )
         answers.append(done.stdout.split())
-        assert len(answers[-1]) == 2
+        assert len(answers[-1]) == 3
     assert answers[0] == answers[1]
-    for name in ("wordpiece/vocab.txt", "wordpiece/tokenizer.json", "sentencepiece/spiece.model"):
+    for name in ("wordpiece/vocab.txt", "wordpiece/tokenizer.json", "sentencepiece/spiece.model", "bpe/spiece.model"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
@@ -86,13 +92,29 @@ def test_wordpiece_case(tmp_path: Path, lowercase: bool) -> None:
     assert open_tokenizer(tmp_path, TokenizerConfig()).hash == tokenizer.hash
 
 
-@pytest.mark.parametrize("size", [200, 1000])
-def test_sentencepiece_of_a_small_size(tmp_path: Path, size: int) -> None:
-    config = TokenizerConfig(kind="sentencepiece", vocab_size=size)
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+@pytest.mark.parametrize("size", [200, 1000, 400_000])
+def test_sentencepiece_of_any_size(tmp_path: Path, size: int, algorithm: Any) -> None:
+    """Small ones, and one with more pieces than the text has."""
+    config = TokenizerConfig(kind="sentencepiece", algorithm=algorithm, vocab_size=size)
     tokenizer: Any = train_tokenizer(iter(TEXTS), config, tmp_path)
     assert tokenizer.vocab_size <= size
     assert tokenizer.pieces[:5] == list(SPECIALS.values())
     assert [p for p in tokenizer.pieces[5:] if len(p) > 1]
+
+
+def test_sentencepiece_bpe_is_trained(tmp_path: Path) -> None:
+    """By merges: an independent reading of the model's file says so, and its ids are those of both libraries."""
+    config = TokenizerConfig(kind="sentencepiece", algorithm="bpe", vocab_size=2000)
+    ours: Any = train_tokenizer(iter(TEXTS), config, tmp_path)
+    assert ours._model.algorithm == BPE and ours.vocab_size == 2000
+    lines = [line for text in TEXTS for line in text.split("\n")]
+    right = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model")).encode(lines)
+    assert [ids.tolist() for ids, _ in ours.encode(lines)] == right
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [found.ids for found in library.encode_batch(lines, add_special_tokens=False)] == right
+    longest = max(ours.pieces[5:], key=len)
+    assert any(longest[:cut] in ours.pieces and longest[cut:] in ours.pieces for cut in range(1, len(longest)))
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
@@ -101,6 +123,25 @@ def test_corpus_too_small_is_refused(tmp_path: Path, kind: Any, texts: list[str]
     with pytest.raises(DataError, match="too few"):
         train_tokenizer(iter(texts), TokenizerConfig(kind=kind), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "sentencepiece", "lowercase": True}, "lowercase: true is not for kind: sentencepiece"),
+        ({"kind": "wordpiece", "algorithm": "bpe"}, "algorithm is read by kind: sentencepiece only, not by wordpiece"),
+        ({"kind": "bpe", "algorithm": "bpe"}, "algorithm is read by kind: sentencepiece only, not by bpe"),
+    ],
+)
+def test_settings_of_other_kinds_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){message}"):
+        validate(keys, TokenizerConfig)
+
+
+def test_sentencepiece_is_never_lowercased() -> None:
+    config = TokenizerConfig(kind="sentencepiece")
+    assert config.lowercase is False
+    assert TokenizerConfig.model_validate(config.model_dump()) == config
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,9 @@ def test_packaged_run_files_are_valid_and_round_trip(path: Any) -> None:
         (lambda t: t["stages"][1]["student"].update(init={"kind": "teacher_layers"}), "`layers` belongs to"),
         (lambda t: t["stages"][1]["objective"].append({"kind": "kd_cee"}), "'kd_cee'"),
         (lambda t: t["stages"][1].update(objective=[]), "at least 1 item"),
+        (lambda t: t["stages"][1].update(objective=[{"kind": "mlm", "weight": 0}]), "every loss has the weight 0"),
+        (lambda t: t["stages"][1]["objective"][0].update(weight=math.nan), "finite number"),
+        (lambda t: t["stages"][0]["training"].update(optimizer={"learning_rate": math.inf}), "finite number"),
         (lambda t: t.update(name="a/b"), "pattern"),
         (lambda t: t.update(evaluation={"sentences": ["no mask"]}), "exactly one [MASK]"),
     ],

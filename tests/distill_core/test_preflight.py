@@ -124,3 +124,20 @@ def test_too_few_positions(tmp_path: Path, teacher: Path) -> None:
     short = {"model": {**SHAPE, "max_position_embeddings": 40}}
     config = run_config(tmp_path, teacher, str(teacher / "vocab.txt"), student=short)
     refused(config, ConfigError, "40 positions")
+
+
+@pytest.mark.parametrize("kind", ["hidden_mse", "attention_probs", "pkd", "nst", "fsp"])
+def test_layer_lists_that_compare_nothing_or_the_same_twice(kind: str, tmp_path: Path, teacher: Path) -> None:
+    def run(layers: list[Any]) -> RunConfig:
+        objective = [{"kind": "mlm"}, {"kind": kind, "layers": layers}]
+        return run_config(tmp_path, teacher, str(teacher / "vocab.txt"), objective=objective)
+
+    refused(run([]), ConfigError, f"{kind} has no layers to compare")
+    match = [[1, 2], [1, 2]] if kind == "fsp" else [1, 1]
+    refused(run([match, [2, 2] if kind != "fsp" else [[1, 2], [0, 2]], match]), ConfigError, "twice; name it once")
+
+
+def test_entries_that_the_vocabulary_does_not_have(tmp_path: Path, teacher: Path) -> None:
+    objective = [{"kind": "kd_kl", "fair_pairs": [["他", "qqqqq"]]}]
+    config = run_config(tmp_path, teacher, str(teacher / "vocab.txt"), objective=objective)
+    refused(config, ConfigError, "Stage 'student': the vocabulary has no entry 'qqqqq'")

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from configs.cluster import load_cluster
+from configs.passing import passed_on
 from launcher.backends import BACKENDS, Backend
-from launcher.job import Job, passed_on
+from launcher.job import Job
 
 PROGRAM = Path(__file__).with_name("echo_rank.py")
 COUNT = 1000

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +17,10 @@ import psutil
 import pytest
 
 from configs.cluster import Timeouts
-from configs.errors import LaunchError
+from configs.errors import LaunchError, Requeue
 from launcher import agent, devices, ranks
 from launcher.job import Job, rank_environment
+from launcher.lock import agent_lock
 from launcher.signals import Stopped
 
 PROGRAM = Path(__file__).with_name("fake_rank.py")
@@ -255,6 +257,62 @@ def test_last_lines_are_bounded(tmp_path: Path) -> None:
     assert lines[-1].startswith("999 ")
     assert all(len(line) <= 500 for line in lines)
     assert ranks.last_lines(log, began_at=log.stat().st_size) == []
+
+
+def test_two_starts_have_no_ranks_at_work_in_one_folder(
+    job: Acts, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher of the first one was killed, and its agents have not noticed yet."""
+    again = replace(job("ready"), timeouts=Timeouts(join=0.3))
+    with (
+        agent_lock(tmp_path, 0, lambda: None),
+        pytest.raises(LaunchError, match=rf"an earlier start \(pid {os.getpid()} on .*still at work") as error,
+    ):
+        agent.run(again)
+    assert error.value.exit_code == 69
+    assert not (tmp_path / "ready-0").exists()
+    assert capfd.readouterr().out.startswith("Waiting for the agents of an earlier start (pid ")
+    agent.run(again)
+    assert (tmp_path / "ready-0").exists()
+
+
+def test_agents_wait_until_those_of_an_earlier_start_have_ended(job: Acts, tmp_path: Path) -> None:
+    earlier = agent_lock(tmp_path, 0, lambda: None)
+    earlier.__enter__()
+    timer = threading.Timer(0.5, lambda: earlier.__exit__(None, None, None))
+    began = time.monotonic()
+    timer.start()
+    agent.run(replace(job("ready"), timeouts=Timeouts(join=60)))
+    assert time.monotonic() - began > 0.5
+
+
+def test_a_signal_ends_that_wait(job: Acts, tmp_path: Path) -> None:
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    with (
+        agent_lock(tmp_path, 0, lambda: None),
+        pytest.raises(Requeue, match="Stopped by SIGTERM before the ranks had started"),
+    ):
+        agent.run(replace(job("ready"), timeouts=Timeouts(join=60)))
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_the_launcher_of_one_node_elsewhere_sees_that_it_is_at_work(job: Acts, tmp_path: Path, followed: bool) -> None:
+    one = replace(job("ready;await:go"), followed=followed)
+    one.place.mkdir(parents=True)
+    sign, seen = one.place / "link.json", list[bool]()
+
+    def look() -> None:
+        wait_for(tmp_path / "ready-0")
+        seen.append(sign.exists())
+        (tmp_path / "go").touch()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    agent.run(one)
+    thread.join()
+    assert seen == [followed]
+    assert not sign.exists()
 
 
 def test_stopped_is_not_an_exception() -> None:

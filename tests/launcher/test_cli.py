@@ -286,6 +286,22 @@ def test_stopping_a_preparation_leaves_no_worker(run_file: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_a_folder_does_not_hide_a_packaged_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a dry run with output=. would make of quickstart's own output, and a person of anything."""
+    from launcher.runfile import open_prep
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert open_prep("quickstart").name == "quickstart"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match=r"other is not a run folder: it has no config\.yaml"):
+        open_prep("other")
+    (tmp_path / "quickstart" / "config.yaml").write_text(
+        "name: quickstart\ndata: {workers: 7, sources: [{path: builtin:sample}]}\n"
+    )
+    assert open_prep("quickstart").data.workers == 7
+
+
 # ---------------------------------------------------------------- packages that are not there
 
 

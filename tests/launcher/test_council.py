@@ -14,7 +14,7 @@ from launcher import council
 from launcher.council import Chief, Member, Report
 from launcher.job import Job
 from launcher.pulses import Whereabouts
-from launcher.ranks import Failure
+from launcher.ranks import PEER_LOST, Failure
 
 TIMEOUTS = Timeouts(node=10, peer_grace=1.5, stop=20, step=30)
 
@@ -62,8 +62,10 @@ def report(host: str, first: int, *statuses: int | None, **more: Any) -> Report:
     return Report(host, {first + place: status for place, status in enumerate(statuses)}, places, **more)
 
 
-def failure(rank: int | None, host: str, age: float = 0.0, message: str = "it broke.") -> Failure:
-    return Failure(rank, host, age, -9, Whereabouts("student", 3, "teacher"), message, 69, "log", ["last"])
+def failure(
+    rank: int | None, host: str, age: float = 0.0, message: str = "it broke.", status: int = PEER_LOST
+) -> Failure:
+    return Failure(rank, host, age, status, Whereabouts("student", 3, "teacher"), message, 69, "log", ["last"])
 
 
 def theirs(line: FakeLine, said: Report) -> None:
@@ -92,7 +94,7 @@ def test_the_first_failure_is_named_after_the_grace(clock: Clock, line: FakeLine
     chief = Chief(job, line)  # type: ignore[arg-type]
     assert chief.hear(report("a", 0, None, 70, failures=[failure(1, "a", 0.1, "a peer is gone")])) is None
     clock.now += 1
-    theirs(line, report("b", 2, None, -9, failures=[failure(3, "b", 2.0)]))
+    theirs(line, report("b", 2, None, 69, failures=[failure(3, "b", 2.0)]))
     assert chief.hear(report("a", 0, None, 70)) is None
     clock.now += 0.6
     verdict = chief.hear(report("a", 0, None, 70))
@@ -104,6 +106,16 @@ def test_the_first_failure_is_named_after_the_grace(clock: Clock, line: FakeLine
         "Rank 3 of 4 on b failed first, in stage 'student', step 3, section teacher: it broke."
     )
     assert "    last" in verdict.message
+
+
+def test_a_kill_is_named_at_once(clock: Clock, line: FakeLine, job: Job) -> None:
+    """Nobody can have caused it that would still have to say so."""
+    chief = Chief(job, line)  # type: ignore[arg-type]
+    assert chief.hear(report("a", 0, None, 70, failures=[failure(1, "a", 0.1, "a peer is gone")])) is None
+    theirs(line, report("b", 2, None, -9, failures=[failure(3, "b", 1.0, status=-9)]))
+    verdict = chief.hear(report("a", 0, None, 70))
+    assert verdict is not None
+    assert verdict.message.startswith("Rank 3 of 4 on b failed first")
 
 
 def test_a_node_that_is_not_heard(clock: Clock, line: FakeLine, job: Job) -> None:
@@ -177,6 +189,22 @@ def test_a_stop_has_an_end(clock: Clock, line: FakeLine, job: Job) -> None:
     assert verdict is not None
     assert (verdict.kind, verdict.exit_code) == ("stopped", 75)
     assert "were killed" in verdict.message
+
+
+def test_a_rank_that_stopped_alone_asks_its_peers_to_stop(clock: Clock, line: FakeLine, job: Job) -> None:
+    """They wait for it, at a rendezvous or for its gradients."""
+    chief = Chief(job, line)  # type: ignore[arg-type]
+    theirs(line, report("b", 2, None, 75))
+    assert chief.hear(report("a", 0, None, None)) is None
+    assert chief.stop == "a signal to a rank"
+    assert line.sent[-1] == {"stop": "a signal to a rank", "verdict": None}
+    clock.now += TIMEOUTS.stop - 10.5
+    assert chief.hear(report("a", 0, None, None)) is None
+    clock.now += 10.6
+    theirs(line, report("b", 2, None, 75))
+    verdict = chief.hear(report("a", 0, None, None))
+    assert verdict is not None
+    assert (verdict.kind, verdict.exit_code) == ("stopped", 75)
 
 
 def test_peers_of_a_rank_that_stopped_do_not_fail(clock: Clock, line: FakeLine, job: Job) -> None:

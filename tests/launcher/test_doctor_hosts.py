@@ -81,7 +81,7 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
 
 def hosts(**facts: Any) -> doctor_hosts.Hosts:
-    said = HostsCluster.model_validate({"kind": "hosts", "hosts": ["a", "b"], **facts})
+    said = HostsCluster.model_validate({"kind": "hosts", "hosts": ["a", "b"], "runner": "ssh", **facts})
     return doctor_hosts.backend_of(said)
 
 
@@ -209,6 +209,36 @@ def test_an_all_reduce_by_real_agents(tmp_path: Path, ssh: Callable[..., Path]) 
     assert found.state == "ok", found
     assert "GB/s among 2 hosts by" in found.found
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_the_runner_of_the_cluster_file_is_the_one_that_is_tried(
+    tmp_path: Path, ssh: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = ssh()
+    monkeypatch.setenv("PATH", f"{net}:/nowhere")
+    monkeypatch.setattr(doctor_hosts, "ask_all", lambda folder, backend, hosts: {h: Answer(error="no") for h in hosts})
+    monkeypatch.setattr(doctor_hosts.shared, "unseen", lambda folder, shells: {})
+    found = {one.what: one for one in doctor_hosts.examine(tmp_path, hosts(runner="deepspeed"))}
+    assert found["runner"].state == "fail" and "needs pdsh" in found["runner"].found
+    assert found["all-reduce"].found == "not tried"
+    (net / "pdsh").write_text("")
+    (net / "pdsh").chmod(0o755)
+    assert doctor_hosts.runner(tmp_path, hosts(runner="deepspeed")).found == "deepspeed, by pdsh"
+    assert doctor_hosts.runner(tmp_path, hosts(pass_variables=["NOT_SET"])).state == "fail"
+    (tmp_path / "hostfile").write_text("a\nb\n")
+    assert doctor_hosts.of_hostfile(tmp_path / "hostfile").runner == "deepspeed"
+    (net / "pdsh").unlink()
+    assert doctor_hosts.of_hostfile(tmp_path / "hostfile").runner == "ssh", "nobody has chosen"
+
+
+def test_the_all_reduce_has_the_variables_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong NCCL_IB_HCA is what it is to find."""
+    monkeypatch.setenv("NCCL_IB_HCA", "mlx5_0")
+    monkeypatch.setenv("NAMED", "x")
+    seen: list[Job] = []
+    doctor_hosts.all_reduce(tmp_path, hosts(variables={"GLOO_A": "1"}, pass_variables=["NAMED"]), seen.append)
+    assert {"NCCL_IB_HCA": "mlx5_0", "NAMED": "x", "GLOO_A": "1"}.items() <= seen[0].environment.items()
+    assert (seen[0].followed, seen[0].mark, seen[0].timeouts) == (True, "doctor", doctor_hosts.REDUCE_TIMEOUTS)
 
 
 def test_ranks_that_cannot_meet(tmp_path: Path) -> None:

@@ -102,6 +102,17 @@ def test_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start, w
     assert start(tmp_path, monkeypatch) == status
 
 
+@pytest.mark.parametrize("start", [here, over_ssh])
+def test_a_rank_that_asks_for_another_turn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    """As one does that got SIGTERM while it loaded: its peers would wait for it for ever."""
+    monkeypatch.setenv("FAKE_0", PATIENT)
+    monkeypatch.setenv("FAKE_1", "await:ready-0;exit:75")
+    began = time.monotonic()
+    assert start(tmp_path, monkeypatch) == 75
+    assert time.monotonic() - began < 30
+    assert all_gone(tmp_path)
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     backend, job = made(tmp_path, "local", ["/no/such/program"])
     assert status_of(lambda: backend.run(job)) == 70

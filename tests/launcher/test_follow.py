@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import Timeouts
-from configs.errors import LaunchError, Requeue
+from configs.errors import ConfigError, LaunchError, Requeue
 from launcher import follow
 from launcher.follow import Beat, Shell
 from launcher.job import Job
@@ -42,6 +42,12 @@ def later(seconds: float, deed: object) -> threading.Timer:
     timer.daemon = True
     timer.start()
     return timer
+
+
+def await_handlers(before: object) -> None:
+    """Until the launcher heeds signals; without it one would end the tests."""
+    while signal.getsignal(signal.SIGTERM) == before:
+        time.sleep(0.01)
 
 
 def test_done_is_what_node_0_has_written_whatever_the_shells_say(job: Job) -> None:
@@ -89,8 +95,7 @@ def test_signals_travel_with_the_beat(job: Job) -> None:
     path = job.place / "launcher.json"
 
     def ask() -> None:
-        while signal.getsignal(signal.SIGTERM) == before or not path.exists():  # else it would end the tests
-            time.sleep(0.01)
+        await_handlers(before)
         for at_once in (False, True):
             os.kill(os.getpid(), signal.SIGTERM)
             while (facts := json.loads(path.read_text()))["at_once"] != at_once or facts["stop"] is None:
@@ -106,7 +111,7 @@ def test_signals_travel_with_the_beat(job: Job) -> None:
 
 
 def test_a_program_that_is_not_there(job: Job) -> None:
-    with pytest.raises(LaunchError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"no-such-ssh cannot be started \(No such file or directory\)"):
         Shell.start("a", ["/nowhere/no-such-ssh"], {})
 
 
@@ -131,3 +136,49 @@ def test_a_first_agent_that_beats_is_waited_for(job: Job) -> None:
     with pytest.raises(LaunchError, match="host-0: `sh` ended with status 255"):
         carry(patient, "sleep 0.1; exit 255")
     assert time.monotonic() - began > 3.8
+
+
+def test_a_stop_is_no_loss_whichever_is_seen_first(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent leaves its verdict and its shell ends, both just after the launcher has looked for a verdict."""
+    real, looked = follow.read_verdict, list[bool]()
+
+    def late(one: Job) -> Verdict | None:
+        found = real(one)
+        if not looked:
+            looked.append(True)
+            Verdict.stopped("SIGTERM", complete=True).save(job.place, 1)
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(follow, "read_verdict", late)
+    with pytest.raises(Requeue, match="Stopped by SIGTERM"):
+        carry(job, "exit 75", "exit 75")
+
+
+def test_a_stop_that_somebody_else_asked_for_is_no_loss(job: Job) -> None:
+    """The first shell breaks at once; the agents stop, but by a signal to one of them that came before."""
+    later(0.5, lambda: Verdict.stopped("SIGUSR1", complete=True).save(job.place))
+    with pytest.raises(Requeue, match="Stopped by SIGUSR1"):
+        carry(job, "exit 255", "sleep 1")
+
+
+def test_whoever_wants_the_end_during_a_loss_gets_no_other_start(job: Job) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        await_handlers(before)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        Verdict.stopped("the loss of host-0", complete=True).save(job.place)
+
+    later(0.0, end)
+    with pytest.raises(Requeue):
+        carry(job, "exit 255", "sleep 3")
+
+
+def test_what_the_first_agent_warns_of_is_said_once(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """It prints where nobody looks."""
+    (job.place / "link.json").write_text(json.dumps({"address": "8.8.8.8", "warning": "warning: 8.8.8.8 is public."}))
+    later(0.5, lambda: Verdict("done").save(job.place))
+    carry(job, "sleep 0.8")
+    assert capfd.readouterr().out == "warning: 8.8.8.8 is public.\n"

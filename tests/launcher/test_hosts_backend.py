@@ -13,6 +13,7 @@ import pytest
 
 from configs.cluster import HostsCluster
 from configs.errors import ConfigError, LaunchError
+from configs.passing import passed_on
 from launcher import shared
 from launcher.backends.hosts import Hosts
 from launcher.job import ROOT, Job
@@ -80,7 +81,7 @@ def test_the_run_folders_path_never_reaches_a_shell(tmp_path: Path) -> None:
 
 def test_without_pdsh_the_other_runner_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match=r"needs pdsh, and it is not installed here.*runner: ssh"):
+    with pytest.raises(ConfigError, match=r"needs pdsh, and it is not installed here.*runner: ssh"):
         backend().check(job(tmp_path))
 
 
@@ -103,7 +104,7 @@ def test_the_nodes_number_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RANK", "3")
     assert node_number("RANK") == 3
     monkeypatch.setenv("RANK", "x")
-    with pytest.raises(LaunchError, match="has not set RANK"):
+    with pytest.raises(ConfigError, match="RANK is not set"):
         node_number("RANK")
 
 
@@ -141,3 +142,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write"):
         shared.check(tmp_path / "file" / "run", {"here": [sys.executable]})
+
+
+NAMES = ["ZHENGLIU_token", "NCCL_Auth", "TORCH_COOKIE", "HF_HUB_PWD", "OMP_DSN", "GLOO_wandb_api"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_called_like_a_secret_goes_only_by_its_name(tmp_path: Path, name: str) -> None:
+    """However it is written."""
+    base = {name: "canary", "NCCL_DEBUG": "INFO"}
+    assert passed_on(base) == {"NCCL_DEBUG": "INFO"}
+    assert passed_on(base, [name]) == base
+    assert "canary" not in Job(tmp_path, 1, environment=base).shown()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import ClusterConfig, load_cluster
-from configs.errors import ConfigError, DataError, LaunchError, OutputError
+from configs.errors import ConfigError, DataError, OutputError
 from configs.loader import load
 from distill_core.config import RunConfig
 from launcher import devices, environment, launch
@@ -58,9 +60,10 @@ def test_launch_prepares_writes_and_hands_over(run_file: Path, jobs: list[Job]) 
 
 def test_dry_run_checks_but_prepares_nothing(run_file: Path, jobs: list[Job]) -> None:
     config = open_run(str(run_file), ["launch.backend=recorder"])
-    assert launch.dry_run(config) == "would start 2"
+    said = launch.dry_run(config)
+    assert said == f"# 1 blocks into {config.data_folder}, 1 processes on this machine\n\nwould start 2"
     assert not jobs
-    assert not (config.folder / "data").exists()
+    assert not config.folder.exists() and not config.folder.parent.exists()
     with pytest.raises(DataError):
         launch.dry_run(open_run(str(run_file), ["launch.backend=recorder", "data.sources.0.path=/none"]))
 
@@ -75,7 +78,7 @@ def test_prepared_data_needs_no_sources(run_file: Path, jobs: list[Job]) -> None
 
 def test_a_second_launch_in_the_same_folder_is_refused(run_file: Path, jobs: list[Job]) -> None:
     config = open_run(str(run_file), ["launch.backend=recorder"])
-    with folder_lock(config.folder), pytest.raises(LaunchError, match=r"Another distill process \(pid \d+\)"):
+    with folder_lock(config.folder), pytest.raises(ConfigError, match=r"Another distill process \(pid \d+ on .+\)"):
         launch.launch(config)
     assert launch.launch(config) == 0
 
@@ -88,7 +91,7 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     process.stdout.readline()
-    with pytest.raises(LaunchError, match=f"pid {process.pid}"), folder_lock(tmp_path):
+    with pytest.raises(ConfigError, match=f"pid {process.pid} on "), folder_lock(tmp_path):
         pass
     process.kill()
     process.wait()
@@ -99,6 +102,15 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
 def test_a_lock_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write"), folder_lock(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(ConfigError, match=r"file system of .*\.run\.lock cannot lock files"), folder_lock(tmp_path):
         pass
 
 
@@ -130,8 +142,9 @@ PYTHONPATH=ROOT \\
     ZHENGLIU_RENDEZVOUS='file://RUN/logs/.rendezvous-ID' \\
     ZHENGLIU_PULSE=FILE \\
     PYTHONUNBUFFERED=1 \\
-    /venv/bin/python -P -m distill_core.run 'RUN' --only student >> 'RUN/logs/rank-{rank}.log' 2>&1"""
+    GUARD PID /venv/bin/python -P -m distill_core.run 'RUN' --only student >> 'RUN/logs/rank-{rank}.log' 2>&1"""
     expected = "\n".join(golden.format(rank=rank) for rank in range(2))
+    expected = expected.replace("GUARD", "/venv/bin/python -I -S ROOT/launcher/guard.py")
     assert said == expected.replace("ROOT", str(ROOT)).replace("RUN/", f"{run}/").replace("'RUN'", f"'{run}'")
 
 

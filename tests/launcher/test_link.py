@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from configs.errors import LaunchError
+from configs.errors import ConfigError, LaunchError
 from launcher import link, network
 from launcher.link import Hub, Spoke
 
@@ -121,20 +124,55 @@ def test_a_listener_is_bound_to_its_address_alone() -> None:
     with network.listen("127.0.0.1") as server:
         assert server.getsockname()[0] == "127.0.0.1"
         assert server.getsockname()[1] > 1023
-    with pytest.raises(LaunchError, match=r"Cannot listen on 192.0.2.77"):
+    with pytest.raises(ConfigError, match=r"Cannot listen on 192.0.2.77"):
         network.listen("192.0.2.77")
 
 
 def test_addresses_and_interfaces() -> None:
     assert network.address_of("lo") == "127.0.0.1"
-    assert network.interface_of("127.0.0.1") == "lo"
-    assert network.interface_of("192.0.2.1") is None
-    with pytest.raises(LaunchError, match=r"interface 'none0' has no IPv4 address .* one of: .*lo"):
+    with pytest.raises(ConfigError, match=r"no interface but the loopback has the address 127\.0\.0\.1"):
+        network.interface_of("127.0.0.1")
+    with pytest.raises(ConfigError, match=r"no interface 'none0' with an IP address.* one of: .*lo"):
         network.own_address("none0")
     assert network.own_address("lo") == "127.0.0.1"
+
+
+def test_interfaces_by_any_of_their_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `getifaddrs` tells them: gloo and NCCL are given the name, and would talk to themselves over the loopback."""
+
+    def one(address: str) -> SimpleNamespace:
+        return SimpleNamespace(family=socket.AF_INET6 if ":" in address else socket.AF_INET, address=address)
+
+    found = {
+        "lo": ["127.0.0.1", "10.9.9.9", "::1"],
+        "eth0": ["fe80::1%eth0", "fd00::2", "10.0.0.2", "10.0.0.3"],
+        "ib0": ["fe80::1%ib0", "fd00:1::2"],
+        "down0": [],
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {name: [one(a) for a in all_] for name, all_ in found.items()})
+    for address, name in {"10.0.0.2": "eth0", "10.0.0.3": "eth0", "fd00:0::2": "eth0", "fe80::1%ib0": "ib0"}.items():
+        assert network.interface_of(address) == name
+    assert (network.address_of("eth0"), network.address_of("ib0")) == ("10.0.0.2", "fd00:1::2")
+    for address in ("10.9.9.9", "10.0.0.4"):
+        with pytest.raises(ConfigError, match=rf"has the address {address}\. Set `interface`.* one of: eth0, ib0\."):
+            network.interface_of(address)
+    with pytest.raises(ConfigError, match="no interface 'down0' with an IP address"):
+        network.address_of("down0")
 
 
 def test_public_addresses_are_warned_of() -> None:
     assert network.public_warning("10.1.2.3") is None
     assert network.public_warning("fd00::1") is None
     assert "public" in str(network.public_warning("8.8.8.8"))
+
+
+def test_a_warning_stays_beside_the_address_while_the_agent_is_there(tmp_path: Path) -> None:
+    hub = Hub(tmp_path, "127.0.0.1", "warning: public")
+    try:
+        until = time.monotonic() + 10
+        while "beat" not in (facts := json.loads((tmp_path / link.FILE).read_text())):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert (facts["address"], facts["warning"]) == ("127.0.0.1", "warning: public")
+    finally:
+        hub.close()

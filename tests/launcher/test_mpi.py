@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.cluster import MpiCluster, load_cluster
+from configs.cluster import HostsCluster, MpiCluster, load_cluster
 from configs.errors import ConfigError
+from launcher.backends.hosts import Hosts
 from launcher.backends.mpi import Mpi
 from launcher.job import ROOT, Job, rank_environment
 from launcher.node import encoded
@@ -41,6 +42,37 @@ def test_mpich(job: Job) -> None:
     said = backend(hosts=["n1", "n2"], launcher="mpich", mpirun="mpiexec.hydra").command(job)
     how = ["-ppn", "1", "-bind-to", "none"]
     assert said == ["mpiexec.hydra", "-np", "2", "-hosts", "n1,n2", *how, *agent(job, "PMI_RANK")]
+
+
+def test_mpirun_gets_a_short_list_of_variables(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra passes on all that it has, OpenMPI likewise to the agent on its own host."""
+    said = {"HOME": "/h", "PATH": "/bin", "PBS_NODEFILE": "/n", "SSH_AUTH_SOCK": "/s", "UCX_TLS": "tcp"}
+    dropped = {"WANDB_API_KEY": "canary", "MY_SECRET": "canary", "I_MPI_PASSWORD": "canary", "PYTHONPATH": "/theirs"}
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name, value in (said | dropped).items():
+        monkeypatch.setenv(name, value)
+    one = backend(hosts=["n1", "n2"], launcher="mpich")
+    assert one.environment() == said
+    shown = one.describe(job)
+    front = 'cd / && env -i HOME="$HOME" PATH="$PATH" PBS_NODEFILE="$PBS_NODEFILE" SSH_AUTH_SOCK="$SSH_AUTH_SOCK" '
+    assert f'{front}UCX_TLS="$UCX_TLS" mpirun -np 2 -hosts n1,n2 ' in shown
+    assert "canary" not in shown
+
+
+def test_an_mpirun_that_is_not_there(job: Job) -> None:
+    with pytest.raises(ConfigError, match="There is no nonesuch on this machine"):
+        backend(hosts=["n1", "n2"], mpirun="nonesuch").check(job)
+
+
+@pytest.mark.parametrize("kind", ["mpi", "hosts"])
+def test_a_host_is_named_once(kind: str) -> None:
+    """As in a hostfile; two agents on one host would be two nodes."""
+    for names, twice in ((["a", "b", "a"], "a"), (["::1", "b", "0::1"], "::1")):
+        hosts = Hosts(HostsCluster(kind="hosts", hosts=names))
+        one = Mpi(MpiCluster(kind="mpi", hosts=names)) if kind == "mpi" else hosts
+        with pytest.raises(ConfigError, match=f"hosts: {twice} is there twice"):
+            one.nodes()
 
 
 def test_nodes_and_ranks(tmp_path: Path) -> None:

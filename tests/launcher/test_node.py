@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from configs.cluster import Timeouts
-from configs.errors import LaunchError
+from configs.errors import ConfigError, LaunchError
 from launcher.job import HOSTS, ROOT, Job
 from launcher.lock import folder_lock
 from launcher.node import encoded, node_number
@@ -102,7 +103,7 @@ def test_the_folder_is_held_by_the_first_node(tmp_path: Path, started: Started) 
     while not (tmp_path / "ready-0").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(LaunchError, match=f"pid {process.pid}"), folder_lock(tmp_path, patience=0.3):
+    with pytest.raises(ConfigError, match=f"pid {process.pid} on "), folder_lock(tmp_path, patience=0.3):
         pass
     (tmp_path / "go").write_text("")
     with folder_lock(tmp_path, patience=30):
@@ -113,7 +114,7 @@ def test_numbers_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_PROCID", "12")
     assert (node_number("3"), node_number("SLURM_PROCID")) == (3, 12)
     monkeypatch.delenv("SLURM_PROCID")
-    with pytest.raises(LaunchError, match="has not set SLURM_PROCID to this node's number"):
+    with pytest.raises(ConfigError, match="SLURM_PROCID is not set to this node's number"):
         node_number("SLURM_PROCID")
 
 
@@ -121,3 +122,8 @@ def test_what_is_shown_of_a_job_hides_secrets(tmp_path: Path) -> None:
     job = Job(tmp_path, 1, environment={"MY_TOKEN": "canary", "LANG": "C"}, timeouts=Timeouts(step=7))
     assert "canary" in job.text() and "canary" not in job.shown()
     assert '"LANG": "C"' in job.shown()
+
+
+def test_a_node_that_does_not_see_the_run_folder_says_its_name(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match=f"cannot be read on {socket.gethostname()} .*all nodes share"):
+        Job.open(tmp_path / "launch" / "m" / "job.json")

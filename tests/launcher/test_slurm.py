@@ -12,9 +12,11 @@ import pytest
 
 from configs.cluster import SlurmCluster, Supervision, load_cluster
 from configs.errors import ConfigError, LaunchError
+from launcher import launch, sweep
 from launcher.backends.slurm import Slurm, submit
 from launcher.job import ROOT, Job
 from launcher.node import encoded
+from launcher.runfile import open_run
 
 GOLDEN = """\
 #!/bin/bash
@@ -101,6 +103,25 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+def test_a_dry_run_says_what_waits_for_what(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of jobs are known only once they are in the queue; names stand for them."""
+    monkeypatch.setattr("launcher.devices.gpus", lambda *_, **__: 0)
+    cluster = SlurmCluster(kind="slurm", partition="p")
+    config = open_run(str(run_file))
+    said = launch.dry_run(config, None, cluster)
+    after = "afterok:ID-OF-zhengliu-shards:ID-OF-zhengliu-shards-end"
+    assert f" --dependency={after} --kill-on-invalid-dep=yes " in said.splitlines()[-1]
+    assert said.count("sbatch --export=ALL,RUN_OFFSET=0 ") == 2
+    assert not config.folder.exists()
+    run_file.write_text(run_file.read_text() + "sweep: {grid: {seed: [1, 2, 3]}, at_once: 2}\n")
+    several = sweep.open_sweep(str(run_file))
+    assert several is not None
+    lines = [line for line in sweep.dry_run(several, None, cluster).splitlines() if line.startswith("sbatch ")]
+    assert [f"--dependency={after} " in line for line in lines] == [True, True, False]
+    assert f"--dependency={after},afterany:ID-OF-0001-seed-1 " in lines[2]
+    assert not several.folder.exists()
+
+
 def test_dry_run_shows_all_files_and_the_command_but_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     backend = Slurm(cluster())
@@ -156,7 +177,7 @@ def test_what_would_not_be_a_word_of_the_script(tmp_path: Path, line: str, said:
 
 def test_what_sbatch_says_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaunchError, match="no sbatch on this machine"):
+    with pytest.raises(ConfigError, match="no sbatch on this machine"):
         submit(["sbatch", "x"])
     program = tmp_path / "sbatch"
     program.write_text("#!/bin/sh\necho 'error: invalid partition specified: gpu' >&2\nexit 1\n")

@@ -167,6 +167,7 @@ FACTS: dict[tuple[str, str | None], dict[str, Any]] = {
         "stages.0.training.optimizer": ADAM | {"learning_rate": 1e-4, "warmup": 0.01, "bias_correction": False},
     },
     ("minilm-6x384", "faithful"): relations(5e-4),
+    ("minilm-12x384", "faithful"): relations(5e-4),
     ("minilmv2-6x384", "faithful"): relations(6e-4),
     ("minilmv2-h256", "faithful"): relations(6e-4),
     ("mobilebert-zh", "faithful"): DROPOUT
@@ -297,6 +298,7 @@ SHAPES: dict[str, dict[str, tuple[float | None, float, dict[str, Any], int]]] = 
     "bort": {"bort": (355.36, 76.16, {"mlm": [], "kd_kl": []}, 0)},
     "rbt3": {"rbt3": (None, 38.48, {"mlm": []}, 0)},
     "minilm-6x384": {"student": (109.48, 22.71, {"minilm": LAST}, 0)},
+    "minilm-12x384": {"student": (109.48, 33.36, {"minilm": [(12, 12)]}, 0)},
     "minilmv2-6x384": {"student": (109.48, 22.71, {"minilmv2": LAST}, 0)},
     "minilmv2-h256": {"h256": (102.27, 10.35, {"minilmv2": LAST}, 0)},
     "pkd": {

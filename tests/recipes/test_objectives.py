@@ -124,11 +124,15 @@ def relation(mine: Tensor, theirs: Tensor) -> Tensor:
     return (p * (p / q).log()).sum() / (B * p.shape[1] * L)
 
 
-def minilm(d: Drawn) -> Tensor:
+def minilm(depth: int) -> Callable[[Drawn], Tensor]:
     """L_AT + L_VR of the last layers."""
-    q, p = (scores.softmax(-1) for scores in d.scores(12, 6))
-    mine, theirs = d.heads(12, 6)
-    return (p * (p / q).log()).sum() / (B * p.shape[1] * L) + relation(mine.value, theirs.value)
+
+    def loss(d: Drawn) -> Tensor:
+        q, p = (scores.softmax(-1) for scores in d.scores(12, depth))
+        mine, theirs = d.heads(12, depth)
+        return (p * (p / q).log()).sum() / (B * p.shape[1] * L) + relation(mine.value, theirs.value)
+
+    return loss
 
 
 def minilmv2(heads: int) -> Callable[[Drawn], Tensor]:
@@ -188,7 +192,9 @@ def expected(recipe: str, mode: str | None, stage: str) -> Callable[[Drawn], Ten
         return tinybert(6 if recipe == "tinybert-6" else 4, shared=faithful or recipe.startswith("refbert"))
     if recipe.startswith(("distil", "robbertje")):
         return distilbert
-    fixed = {"bort": bort, "minilm-6x384": minilm, "mobilebert-zh": mobilebert, "pkd": pkd(faithful), "rbt3": rbt3}
+    if recipe.startswith("minilm-"):
+        return minilm(12 if recipe == "minilm-12x384" else 6)
+    fixed = {"bort": bort, "mobilebert-zh": mobilebert, "pkd": pkd(faithful), "rbt3": rbt3}
     heads = {"minilmv2-6x384": 48, "minilmv2-h256": 64}
     return minilmv2(heads[recipe]) if recipe in heads else fixed[recipe]
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import itertools
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.attention.varlen
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from distill_core.batch import Batch
 from distill_core.features import FeatureRequest
-from distill_core.models.attention import Kernel, attend, choose_kernel, layout
+from distill_core.models.attention import Kernel, layout
 from distill_core.models.config import EncoderConfig, ModelConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.parts import ACTIVATIONS
@@ -185,63 +182,3 @@ def test_what_a_seed_draws_has_not_changed(shape: EncoderConfig, expected: str, 
         found.update(value.numpy().tobytes())
     assert found.hexdigest()[:16] == expected
     assert torch.rand(()).item() == left
-
-
-def test_attention_dropout_on_both_kernels() -> None:
-    q = torch.randn(10, 2, 4, generator=torch.Generator().manual_seed(0))
-    for kernel in KERNELS:
-        where = layout([6, 4], kernel)
-        torch.manual_seed(0)
-        assert not torch.equal(attend(q, q, q, where, 0.5), attend(q, q, q, where, 0.0))
-        kept = attend(q, q, q, where, 0.0)
-        torch.testing.assert_close(kept, attend(q, q, q, layout([6, 4], "runs")), atol=1e-6, rtol=0)
-
-
-def test_kernels_by_device() -> None:
-    assert choose_kernel("auto", CPU) == "runs"
-    assert choose_kernel("auto", torch.device("cuda", 0)) == "padded"
-    assert choose_kernel("padded", CPU) == "padded"
-    assert choose_kernel("auto", CPU, flash=True) == "runs"
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((9, 0), "varlen"), ((8, 0), "varlen"), ((7, 5), "padded")])
-def test_flash_kernels_where_the_gpu_has_them(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: Kernel
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    gpu = torch.device("cuda", 0)
-    assert choose_kernel("auto", gpu, flash=True) == expected
-    assert choose_kernel("auto", gpu) == "padded"  # fp32, or attention dropout
-    assert choose_kernel("runs", gpu, flash=True) == "runs"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert choose_kernel("auto", gpu, flash=True) == "padded"
-
-
-@pytest.mark.parametrize("size", [8, 26])
-def test_what_the_flash_kernels_are_called_with(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """A reference on the CPU stands in for them; it refuses what they refuse."""
-
-    def reference(
-        q: Tensor, k: Tensor, v: Tensor, queries: Tensor, keys: Tensor, most_q: int, most_k: int, *, scale: float
-    ) -> Tensor:
-        assert q.shape[-1] % 8 == 0 and queries.dtype == torch.int32 and queries is keys and most_q == most_k == 6
-        ends = queries.tolist()
-        parts = []
-        for start, stop in itertools.pairwise(ends):
-            scores = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop]) * scale
-            parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start:stop]))
-        return torch.cat(parts)
-
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", reference)
-    q, k, v = torch.randn(3, 12, 2, size, generator=torch.Generator().manual_seed(0)).unbind()
-    found = attend(q, k, v, layout([6, 4, 2], "varlen"))
-    torch.testing.assert_close(found, attend(q, k, v, layout([6, 4, 2], "runs")), atol=1e-6, rtol=0)
-
-
-def test_layouts() -> None:
-    assert layout([5, 5, 2, 5], "runs").runs == ((0, 2, 5), (10, 1, 2), (12, 1, 5))
-    spread = layout([3, 1], "padded")
-    assert spread.slots is not None and spread.slots.tolist() == [0, 1, 2, 3]
-    assert spread.key_mask is not None and spread.key_mask.shape == (2, 1, 1, 3)
-    bounds = layout([3, 1], "varlen").bounds
-    assert bounds is not None and bounds.tolist() == [0, 3, 4] and bounds.dtype == torch.int32

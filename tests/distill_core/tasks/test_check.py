@@ -304,3 +304,26 @@ def test_augment_on_ranks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found[0] == found[1] == found[2]
     task = read_task(config.tasks["abc"], folder / "rows.jsonl", wordpiece())
     assert len(task.train) == done["made"] and len(task.dev) == 3
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"vectors": "/nowhere/vectors.txt"}, "stage 'more': augment: There is no file of word vectors /nowhere"),
+        ({"stop_words": "/nowhere/words.txt"}, "stage 'more': augment: Cannot read the stop words /nowhere"),
+        ({"segment": {"kind": "ltp", "model": "/nowhere/ltp"}}, "stage 'more': augment: "),
+    ],
+)
+def test_what_augmentation_needs_is_looked_for_first(run: Run, augment: dict[str, Any], message: str) -> None:
+    run.stages[1]["augment"] = augment
+    with pytest.raises(DataError, match=message):
+        check(run.config(), 2)
+
+
+def test_rows_that_are_not_augmented_are_refused_first(run: Run) -> None:
+    rows = [{"question": "谁？", "context": "是他。", "answers": [{"text": "他", "answer_start": 1}]}]
+    files = {part: str(write_lines(run.folder / f"span-{part}.jsonl", rows)) for part in ("train", "dev")}
+    run.tasks["spans"] = {"kind": "span", "max_length": 24, **files}
+    run.stages[1:] = [{"name": "more", "kind": "augment", "model": run.base, "task": "spans"}]
+    with pytest.raises(ConfigError, match="stage 'more': Rows of span tasks are not augmented"):
+        check(run.config(), 2)

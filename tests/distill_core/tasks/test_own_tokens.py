@@ -314,7 +314,7 @@ def test_a_folder_whose_tokenizer_is_not_the_model_s(world: World, tmp_path: Pat
     refused(world.config(tmp_path, given), DataError, "the tokenizer of the teacher")
     for name in pretrained.TOKENIZER_FILES:
         (given / name).unlink(missing_ok=True)
-    refused(world.config(tmp_path, given), DataError, "if its folder holds its tokenizer")
+    refused(world.config(tmp_path, given), DataError, "its folder must hold its tokenizer")
 
 
 @pytest.mark.chain

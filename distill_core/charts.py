@@ -51,24 +51,6 @@ def style() -> Iterator[None]:
         yield
 
 
-def histogram(title: str, edges: list[int], counts: list[int], xlabel: str) -> str | None:
-    """Bars from one edge to the next (``len(edges) == len(counts) + 1``); empty ends are cut. None without counts."""
-    filled = [place for place, count in enumerate(counts) if count]
-    if not filled:
-        return None
-    first, last = filled[0], filled[-1] + 1
-    with style():
-        figure = Figure(figsize=(4.5, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.stairs(counts[first:last], edges[first : last + 1], fill=True, color=PALETTE[0])
-        if edges[first] > 0:
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(title=title, xlabel=xlabel)
-        axes.set_ylim(bottom=0)
-        return svg(figure, f"histogram-{title}")
-
-
 def svg(figure: Figure, name: str) -> str:
     """``figure`` as an <svg> element whose ids are its own among several on one page."""
     buffer = io.StringIO()

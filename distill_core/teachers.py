@@ -20,6 +20,9 @@ from distill_core.models.running import compile_parts
 from distill_core.objective import Distillation, Objective, Teacher
 
 HEAD_CHECK_SEQUENCES = 200
+MEASURED_TOKENS = 16384
+"""At most, of the batch on which precisions are compared: all of its logits are kept, and those of a GPU's micro-batch
+would not fit."""
 
 
 def freeze(
@@ -71,7 +74,7 @@ def batch_to_measure(stage: TrainedStage, held_out: Source, seed: int, rank: Ran
         return None
     # The losses are compared with the student in fp32, for which there are no flash kernels.
     kernel = choose_kernel("auto" if training.attention == "varlen" else training.attention, rank.device)
-    size = (training.global_batch_size, seed, training.micro_batch_tokens)
+    size = (training.global_batch_size, seed, min(training.micro_batch_tokens, MEASURED_TOKENS))
     return next(iter(held_out_batches(held_out, *size, 0, 1, kernel))).to(rank.device)
 
 

@@ -85,10 +85,9 @@ class TrainingConfig(Config):
     activation_checkpointing: bool = runtime(False)
     """Keep of each of the student's layers only what goes into it, and compute the rest again in the backward pass:
     a third more work of the student, and a fraction of its memory."""
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = runtime("off")
-    """torch.compile's mode, for the parts of both models outside attention. Needs a C++ compiler on a CPU, and has
-    brought nothing there; `reduce-overhead` uses CUDA graphs (sequences cut to one length: data.sequences.kind
-    packed)."""
+    compile: Literal["off", "default", "max-autotune"] = runtime("off")
+    """torch.compile's mode, for the parts of both models outside attention; without CUDA graphs. Needs a C++ compiler
+    on a CPU, where it has brought nothing, and a C compiler on a GPU, where it has not been measured."""
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint_every: int = runtime(1000, ge=1)
     keep_last: int = runtime(2, ge=1)

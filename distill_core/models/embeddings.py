@@ -36,11 +36,20 @@ class Table(nn.Embedding):
     which is read hundreds of times in a micro-batch, the error was some 5 to 20 % of the whole gradient.
     """
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor | None) -> Tensor:
+        """[N, H]; ``ids`` None: row 0 alone, [1, H], for all tokens."""
         weight = self.weight
+        if ids is None:
+            return weight[:1]
         if weight.is_cuda or weight.dtype.itemsize > 2 or not (weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(ids)
         return SummedRows.apply(weight, ids)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def broadcast(device: torch.device) -> bool:
+    """Whether one row for all tokens is looked up once. A GPU adds up the gradient of a row that is looked up for each
+    token in one thread block, one after the other; of a row that is broadcast it is a reduction."""
+    return device.type == "cuda"
 
 
 class Embeddings(nn.Module):
@@ -71,7 +80,7 @@ class Embeddings(nn.Module):
             positions = positions + self.first_position
         if self.type_vocab_size:
             if types is None or self.type_vocab_size < 2:
-                types = torch.zeros_like(positions)
+                types = None if broadcast(x.device) else torch.zeros_like(positions)
             x = x + self.token_type_embeddings(types)
         return x + self.position_embeddings(positions)  # type: ignore[no-any-return]
 

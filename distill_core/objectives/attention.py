@@ -146,7 +146,7 @@ def score_distance(mine: Factors, theirs: Factors, where: AttentionLayout, form:
         return mine.heads * max(widths) * max(length, *widths)
 
     total = summed(mine, theirs, where, _squares, wanted=lambda length: not long(length))
-    for tile in tiles(where.lengths, entries, wanted=long):
+    for tile in tiles(where, entries, wanted=long):
         streams = (mine.left, mine.right, theirs.left, theirs.right)
         q_s, k_s, q_t, k_t = (tile.spread(stream, where) for stream in streams)
         total = total + gram_distance(q_s * mine.scale, k_s, q_t * theirs.scale, k_t)

@@ -170,7 +170,7 @@ def flow_distance(mine: list[Tensor], theirs: list[Tensor], batch: Batch) -> Ten
     """
     where, width = batch.layout, theirs[0].shape[-1]
     streams = [t.unsqueeze(1) for t in (*mine, *theirs)]
-    cut = list(tiles(where.lengths, lambda length: width * max(width, length)))
+    cut = list(tiles(where, lambda length: width * max(width, length)))
 
     def value(number: int, *streams: Tensor) -> Tensor:
         tile = cut[number]

@@ -46,8 +46,9 @@ def row_temperatures(weights: Tensor, group: Tensor, groups: int, base: float, b
         group: int64 [rows], the number of each row's group, ascending.
         groups: how many there are.
     """
-    counts = torch.bincount(group, minlength=groups)
-    sums = torch.segment_reduce(weights, "sum", lengths=counts)  # unlike index_add_, in a fixed order on any device
+    counts = group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))  # a GPU is waited for by bincount,
+    # and by segment_reduce unless it need not check the counts; unlike index_add_, that adds in a fixed order
+    sums = torch.segment_reduce(weights, "sum", lengths=counts, unsafe=True)
     mean = (sums / counts.clamp(min=1))[group]
     return (base + beta * (mean - weights)).clamp(min=FLOOR * base)
 

@@ -28,7 +28,8 @@ def rows_of(logits: Tensor, batch: Batch) -> list[Tensor]:
     logits = wide(logits)
     if batch.task == "tokens":
         assert batch.targets is not None
-        return [logits[batch.targets != IGNORED]]
+        labelled = torch.nonzero_static(batch.targets != IGNORED, size=batch.n_targets)  # a GPU is not waited for
+        return [logits[labelled.squeeze(1)]]
     if batch.task == "span":
         return [places for (block,) in batch.layout.blocks(logits) for places in block.unbind(-1)]
     return [logits]

@@ -24,6 +24,10 @@ From 32 MiB on, glibc's malloc takes each anew from the system, page by page: Mi
 """
 ALIKE = 0.9
 """Neighbours whose lengths are this near one another share a tile, the shorter ones filled up: few, large kernels."""
+CUDA_ENTRIES = 16
+"""Tiles of a GPU have so many times as many entries, 256 MiB in fp32. Not measured."""
+CUDA_ALIKE = 0.75
+"""``ALIKE`` on a GPU. Not measured."""
 
 Compare = Callable[[Tensor, Tensor], Tensor]
 """Student's [sequences, A_S, queries, keys] and teacher's -> a value for each query, [sequences, ..., queries]."""
@@ -100,23 +104,29 @@ def every(length: int) -> bool:
     return True
 
 
+def limits(device: torch.device) -> tuple[int, float]:
+    """(entries at a time, how near the lengths of a tile are one another)."""
+    return (CUDA_ENTRIES * ENTRIES, CUDA_ALIKE) if device.type == "cuda" else (ENTRIES, ALIKE)
+
+
 def tiles(
-    lengths: tuple[int, ...], entries: Callable[[int], int], wanted: Callable[[int], bool] = every
+    where: AttentionLayout, entries: Callable[[int], int], wanted: Callable[[int], bool] = every
 ) -> Iterator[Tile]:
     """Cuts a stream into tiles of at least one sequence each.
 
     Args:
-        lengths: of the sequences.
-        entries: what a sequence of a length costs; the sequences of a tile together cost up to ``ENTRIES``.
+        where: the sequences.
+        entries: what a sequence of a length costs; the sequences of a tile together cost up to :func:`limits`.
         wanted: of which lengths; the other sequences are left out.
     """
+    lengths, (most, alike) = where.lengths, limits(where.sizes.device)
     first = start = 0
     while first < len(lengths):
         shortest = longest = lengths[first]
         last, size = first + 1, lengths[first]
         while last < len(lengths) and wanted(lengths[last]) == wanted(longest):
             low, high = min(shortest, lengths[last]), max(longest, lengths[last])
-            if low < ALIKE * high or (last + 1 - first) * entries(high) > ENTRIES:
+            if low < alike * high or (last + 1 - first) * entries(high) > most:
                 break
             shortest, longest = low, high
             size += lengths[last]
@@ -138,11 +148,11 @@ def summed(
     ``compare`` gets the matrices of some sequences, and of long ones some queries at a time, in fp32. Behind the
     last key of a shorter sequence they hold a huge negative number: alike in both, and 0 after a softmax.
     """
-    heads = max(mine.heads, theirs.heads)
+    heads, (most, _) = max(mine.heads, theirs.heads), limits(where.sizes.device)
     blocks = [
         (tile, begin, min(begin + step, tile.longest))
-        for tile in tiles(where.lengths, lambda length: heads * length**2, wanted)
-        for step in (max(1, ENTRIES // (tile.sequences * heads * tile.longest)),)
+        for tile in tiles(where, lambda length: heads * length**2, wanted)
+        for step in (max(1, most // (tile.sequences * heads * tile.longest)),)
         for begin in range(0, tile.longest, step)
     ]
 

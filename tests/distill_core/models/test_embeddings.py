@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill_core.batch import Batch
+from distill_core.models import embeddings
+from distill_core.models.config import EncoderConfig
 from distill_core.models.embeddings import Table
 
 
@@ -32,3 +35,27 @@ def test_a_row_that_is_read_many_times(ids: torch.dtype) -> None:
 def test_a_frozen_table_is_torchs_own() -> None:
     table = Table(4, 2).bfloat16().requires_grad_(False)
     assert table(torch.tensor([1])).grad_fn is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_without_token_types_all_tokens_have_the_first(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Looked up for each token, or once for all of them, as on a GPU."""
+    monkeypatch.setattr(embeddings, "broadcast", lambda device: shared)
+    shape = EncoderConfig(
+        vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, type_vocab_size=2
+    )
+    torch.manual_seed(0)
+    table = embeddings.Embeddings(shape)
+    batch = Batch.of([[1, 2, 3], [4, 5]])
+    x = torch.randn(5, 4)
+    found = table.add_places(x, batch.positions, None)
+    types = table.token_type_embeddings.weight
+    assert torch.equal(found, x + types[0] + table.position_embeddings.weight[batch.positions])
+    grad = torch.randn(5, 4)
+    found.backward(grad)
+    assert types.grad is not None
+    torch.testing.assert_close(types.grad, torch.stack([grad.sum(0), torch.zeros(4)]))
+
+
+def test_a_gpu_looks_the_first_type_up_once() -> None:
+    assert embeddings.broadcast(torch.device("cuda")) and not embeddings.broadcast(torch.device("cpu"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from torch._dynamo import config as dynamo
 
 from configs.errors import ConfigError
 from distill_core.batch import Batch
@@ -13,7 +17,8 @@ from distill_core.features import FeatureRequest
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
 from distill_core.models.layer import Layer
-from distill_core.models.running import COMPILED, checkpoint_layers, compile_parts
+from distill_core.models.running import COMPILED, MODES, VARIANTS, checkpoint_layers, compile_parts
+from distill_core.training import TrainingConfig
 
 SHAPE = EncoderConfig(
     vocab_size=30,
@@ -81,3 +86,37 @@ def test_compiling_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatc
     compile_parts(Encoder(SHAPE), "off")
     with pytest.raises(ConfigError, match="there is no compiler"):
         compile_parts(Encoder(SHAPE), "default")
+
+
+def test_compiling_for_a_gpu_needs_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="Triton is not installed"):
+        compile_parts(Encoder(SHAPE), "default")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match="C compiler, but gcc is not found"):
+        compile_parts(Encoder(SHAPE), "default")
+    (tmp_path / "mycc").touch(mode=0o755)
+    monkeypatch.setenv("CC", "mycc")
+    compile_parts(Encoder(SHAPE), "default")
+    monkeypatch.setenv("CC", "another")
+    with pytest.raises(ConfigError, match="another is not found"):
+        compile_parts(Encoder(SHAPE), "default")
+
+
+def test_no_mode_has_cuda_graphs() -> None:
+    """Parts that are compiled one by one would overwrite each other's outputs."""
+    offered = set(get_args(TrainingConfig.model_fields["compile"].annotation)) - {"off"}
+    assert offered == set(MODES)
+    options = torch._inductor.list_mode_options()
+    assert not any(options[mode].get("triton.cudagraphs") for mode in MODES.values())
+
+
+def test_parts_share_one_limit_of_variants() -> None:
+    """Twelve layers have more variants than torch keeps by default; none of them may silently run uncompiled."""
+    with dynamo.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        compile_parts(Encoder(SHAPE), "default")
+        assert dynamo.recompile_limit == VARIANTS
+        assert dynamo.accumulated_recompile_limit == 4 * VARIANTS

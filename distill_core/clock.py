@@ -14,7 +14,7 @@ from distill_core.collectives import communication
 Part = Literal["data", "teacher", "forward", "backward", "optimizer", "communication", "other"]
 """Waiting for batches and moving them; the teachers; student and losses, forward and backward; the update; collectives
 (on a CPU all of them, and in no other part; on a GPU that of the counts at the step's begin, where ranks wait for each
-other: the rest is on a stream of its own, or in the parts in which it is called); checks and log lines."""
+other: the rest is on a stream of its own, or in the part whose end waits for it); checks and log lines."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

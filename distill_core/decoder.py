@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill_core.kernels import long_pieces
+
 Rows = Literal["masked", "all", "sampled"]
 """Which rows of the stream: the masked ones, every one, or a keyed sample of them (data.py)."""
 
@@ -55,7 +57,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     oneDNN has no such product on CPUs without AMX, where the sum is rounded (to bf16: by 2^-9).
     """
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+    if long_pieces(a.device) and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
 

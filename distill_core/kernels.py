@@ -7,9 +7,11 @@ A CPU's strips (``objectives/strips.py``) stay in its cache between operations a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -22,6 +24,7 @@ GRAPHS = 64
 """Of one function at most: one for each choice of losses, precisions and teachers. torch's eight are soon used up, and
 from then on it would go on uncompiled without a word."""
 
+_pretended: ContextVar[bool] = ContextVar("sizes of a GPU", default=False)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -74,9 +77,24 @@ def _failure(name: str, error: Exception) -> str:
     )
 
 
+@contextlib.contextmanager
+def sized_for_a_gpu() -> Iterator[None]:
+    """Work in here is cut into the pieces of a GPU, wherever it lies: for tensors without memory (``distill plan``)."""
+    token = _pretended.set(True)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
+
+
+def long_pieces(device: torch.device) -> bool:
+    """Whether work is cut for long kernels, and not for a CPU's caches."""
+    return device.type != "cpu" or _pretended.get()
+
+
 def one_pass(t: Tensor) -> bool:
     """Whether ``t`` is worked on by compiled kernels or by a GPU's, for which plain arithmetic is best."""
-    return torch.compiler.is_compiling() or t.device.type != "cpu"
+    return torch.compiler.is_compiling() or long_pieces(t.device)
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from configs.errors import OutputError, output_error
@@ -31,7 +32,7 @@ from distill_core.config import RunConfig
 from distill_core.engine import Rank, start_ranks, stop_ranks
 from distill_core.memory import freed_memory_kept
 from distill_core.meter import memory_gigabytes, resident_gigabytes
-from distill_core.parts import Parts
+from distill_core.parts import Parts, StepParts
 from distill_core.precision import settle
 from distill_core.run import current_stage, leave, rank_program
 from distill_core.stage import begin, train_step
@@ -135,16 +136,28 @@ def take_steps(parts: Parts, steps: int, traced: bool) -> Taken:
             with record_function(f"step {number}"):
                 train_step(parts, step, wait)
                 parts.clock.mark("other")
+                wait_for_updates(parts)
             if number >= WARM_UP:
                 taken.add(sum(parts.clock.seconds().values()) - before, time.process_time() - cpu, step.batches)
     return taken
+
+
+def wait_for_updates(parts: StepParts) -> None:
+    """What runs beside the stream on a GPU (reduction, update) ends before the next mark, and takes its time there."""
+    for trainee in parts.trainees:
+        trainee.engine.settle()
+    parts.clock.mark("optimizer")
 
 
 # ---------------------------------------------------------------- the trace
 
 
 def operators(tracing: profile, steps: int, device: torch.device) -> list[dict[str, Any]]:
-    """The operators that take most time by themselves: on the device, or on the CPU without one."""
+    """The operators that take most time by themselves: on the device, or on the CPU without one.
+
+    On a device the profiler has a row for each operator, with the time of the kernels that it started, and rows for
+    these kernels: only the first are taken, so that nothing counts twice.
+    """
     on_device = device.type != "cpu"
     found = [
         {
@@ -153,7 +166,7 @@ def operators(tracing: profile, steps: int, device: torch.device) -> list[dict[s
             "seconds": (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6 / steps,
         }
         for event in tracing.key_averages()
-        if not event.key.startswith((MARK, "step ", "ProfilerStep"))
+        if event.device_type == DeviceType.CPU and not event.key.startswith((MARK, "step ", "ProfilerStep"))
     ]
     return sorted(found, key=lambda row: -row["seconds"])[:OPERATORS]
 
@@ -173,7 +186,7 @@ def write_trace(tracing: profile, path: Path) -> None:
 
 
 def parts_track(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """From one mark of the clock to the next."""
+    """From one mark of the clock to the next, as the host has passed them; a GPU gets there later."""
     marks = sorted((e for e in events if str(e.get("name", "")).startswith(MARK) and "ts" in e), key=lambda e: e["ts"])
     for before, mark in itertools.pairwise(marks):
         part = mark["name"].removeprefix(MARK)

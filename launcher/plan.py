@@ -195,7 +195,7 @@ def plan_stage(config: RunConfig, index: int, data: Data, ranks: int, gpu: bool)
         flops_per_token=costs.flops,
         teacher_flops_per_token=costs.teachers,
         training=training,
-        work=micro_step(config, stage, student, teachers, of_a_rank / passes, data),
+        work=micro_step(config, stage, student, teachers, of_a_rank / passes, data, gpu),
         trained=trained,
         longest=config.longest(stage),
         ranks=ranks,
@@ -259,6 +259,7 @@ def micro_step(
     teachers: list[tuple[TeacherConfig, EncoderConfig]],
     tokens: float,
     data: Data,
+    gpu: bool,
 ) -> Work:
     """What a rank works on at once. A teacher with tokens of its own counts as if they were the student's."""
     task = None if isinstance(stage, PretrainStage) or stage.task is None else config.tasks[stage.task].kind
@@ -275,6 +276,7 @@ def micro_step(
         sampled=stage.training.sampled_rows,
         task=task,
         checkpointing=stage.training.activation_checkpointing,
+        gpu=gpu,
     )
 
 

@@ -26,6 +26,7 @@ from distill_core.frozen import check_device
 from distill_core.load import LoadedTeacher
 from distill_core.meter import Meter
 from distill_core.parts import StepParts, Trainee
+from distill_core.profile import wait_for_updates
 from distill_core.progressive import ProgressiveDistillation
 from distill_core.record import BestModel
 from distill_core.run import current_stage, leave, rank_program
@@ -93,6 +94,7 @@ class Probe:
         before, cpu = clock.seconds(), time.process_time()
         train_step(self.parts, step, 0.0)
         clock.mark("other")
+        wait_for_updates(self.parts)
         taken: dict[str, float] = {part: seconds - before[part] for part, seconds in clock.seconds().items()}
         found = {"wall": sum(taken.values()), "cpu": time.process_time() - cpu, **taken}
         means = self.rank.sum(torch.tensor(list(found.values()), dtype=torch.float64, device=self.rank.device))

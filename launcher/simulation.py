@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from distill_core.batch import Batch
 from distill_core.features import Features
 from distill_core.frozen import encoder_of
+from distill_core.kernels import sized_for_a_gpu
 from distill_core.models.attention import Kernel
 from distill_core.models.config import EncoderConfig
 from distill_core.models.encoder import Encoder
@@ -52,6 +53,8 @@ class Work:
     task: TaskKind | None = None
     checkpointing: bool = False
     """Of activations."""
+    gpu: bool = False
+    """Whether it is cut into a GPU's pieces: long chunks of logits, whole feed-forward networks."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,12 @@ class Peak:
 def simulate(work: Work) -> Peak:
     """The peak of a forward and backward pass.
 
-    A large one is extrapolated from two smaller ones: attention and losses go in pieces of one size, so that a peak
-    grows by the same bytes with each sequence, while the time to go through all pieces would be a minute.
+    For a CPU, a large one is extrapolated from two smaller ones: attention and losses go in pieces of one size, so that
+    a peak grows by the same bytes with each sequence, while the time to go through all pieces would be a minute.
     """
     length = max(1, min(work.length, work.tokens))
     sequences, some = work.tokens // length, max(4, SIMULATED // length)
-    if sequences <= some:
+    if work.gpu or sequences <= some:  # a GPU's pieces are few, and too long to be seen in small micro-steps
         return _simulate(work)
     half, whole = (_simulate(replace(work, tokens=n * length)) for n in (some // 2, some))
     more = (sequences - some) / (some - some // 2)
@@ -133,7 +136,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _run(work: Work, losses: bool) -> Peak:
-    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(work.dtype):
+    pieces = sized_for_a_gpu() if work.gpu else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(work.dtype), pieces:
         student = _model(work.student, work)
         if work.checkpointing:
             checkpoint_layers(encoder_of(student).bert.encoder.layer)

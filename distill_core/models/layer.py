@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_core.features import Heads
+from distill_core.kernels import long_pieces
 from distill_core.models.attention import AttentionLayout, attend
 from distill_core.models.config import EncoderConfig
 from distill_core.models.parts import ACTIVATIONS, AddAndNorm, normalisation
@@ -92,7 +93,7 @@ class Layer(nn.Module):
         return (x if nothing(wanted) else self._feed_forward(x)), heads
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= FROZEN_ROWS:
+        if torch.is_grad_enabled() or long_pieces(x.device) or len(x) <= FROZEN_ROWS:
             return self.output(self.intermediate(x), x)  # type: ignore[no-any-return]
         found = torch.empty_like(x)
         for first in range(0, len(x), FROZEN_ROWS):

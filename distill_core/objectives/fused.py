@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import Undecoded, Weights, product, wide
-from distill_core.kernels import few_kernels
+from distill_core.kernels import few_kernels, long_pieces
 from distill_core.objectives.strips import strips
 
-CUDA_CHUNKS = 16
+GPU_CHUNKS = 16
 """Chunks of a GPU are so many times as large: its kernels are as short as a CPU's caches are small."""
 
 Data = tuple[Tensor | None, ...]
@@ -71,7 +71,7 @@ class Decoding:
 
     def _room(self, rows: int) -> Tensor | None:
         assert self.weights is not None
-        if self.vectors.device.type != "cpu":
+        if long_pieces(self.vectors.device):
             return None
         if self.room is None or len(self.room) < rows:
             self.room = self.vectors.new_empty(rows, len(self.weights.words))
@@ -122,7 +122,7 @@ def opened(logits: Sequence[Undecoded], use: Callable[[list[Decoding]], Any]) ->
 
 def chunks(rows: int, size: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """(first, last) of chunks of about equal length."""
-    size *= CUDA_CHUNKS if device.type == "cuda" else 1
+    size *= GPU_CHUNKS if long_pieces(device) else 1
     step = -(-rows // -(-rows // size)) if rows else 1
     for first in range(0, rows, step):
         yield first, min(first + step, rows)

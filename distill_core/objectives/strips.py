@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_core.decoder import wide
-from distill_core.kernels import few_kernels
+from distill_core.kernels import few_kernels, long_pieces
 
 ENTRIES = 2**18
 """Of a strip on a CPU: 1 MiB in fp32."""
@@ -23,7 +23,7 @@ ENTRIES = 2**18
 def strips(matrix: Tensor) -> Iterator[slice]:
     """The rows of ``matrix`` [rows, width] in pieces; on a GPU, whose kernels want many rows, in one."""
     rows, width = matrix.shape
-    step = max(1, ENTRIES // width if matrix.device.type == "cpu" else rows)
+    step = max(1, rows if long_pieces(matrix.device) else ENTRIES // width)
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
 

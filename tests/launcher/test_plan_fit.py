@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from configs.errors import ConfigError
+from distill_core.objectives import fused, logits
 from launcher import devices, plan_fit, plan_view, simulation
 from launcher.cli import app, status_of
 from launcher.plan import Plan, make_plan
@@ -225,3 +226,19 @@ def test_the_last_run_is_compared(prepared: Path, tmp_path: Path) -> None:
     assert rate is not None
     assert cells[:4] == ["500 ms", "600 ms (+20%)", "100", f"{amount(rate)} ({off(rate, 100)})"]
     assert cells[4:] == ["2 GB", f"{size(stage.memory.total)} ({off(stage.memory.total, 2e9)})"]
+
+
+def test_a_gpu_works_in_longer_pieces(prepared: Path) -> None:
+    """By hand: sixteen times as many rows of logits at a time, student's and teacher's products in fp32."""
+    stage = make_plan(open_run(str(prepared), ["stages.1.training.precision=bf16"]), 2, gpu=True).stages[1]
+    assert stage.work.gpu and stage.work.dtype == torch.bfloat16
+    vocabulary, rows = 40_000, logits.CHUNK * fused.GPU_CHUNKS
+    student, *teachers = (
+        one.model_copy(update={"vocab_size": vocabulary}) for one in (stage.work.student, *stage.work.teachers)
+    )
+    large = dataclasses.replace(stage.work, student=student, teachers=tuple(teachers), tokens=2**16, length=64)
+    on_cpu, on_gpu = (simulation.simulate(dataclasses.replace(large, gpu=gpu)) for gpu in (False, True))
+    assert on_gpu.complete and on_cpu.complete
+    assert on_gpu.logits >= 2 * 4 * 0.9 * rows * vocabulary > 2 * on_cpu.logits
+    more = simulation.simulate(dataclasses.replace(large, tokens=2**17, gpu=True))
+    assert more.logits < 1.25 * on_gpu.logits  # chunks are of equal length, of up to so many rows

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch._C._autograd import DeviceType
 
 from configs.errors import ConfigError, DataError, LaunchError
 from data_prep.corpus import Corpus
 from distill_core.clock import PARTS
-from distill_core.profile import MARK, parts_track
+from distill_core.profile import MARK, operators, parts_track, wait_for_updates
 from launcher import profile, rehearsal
 from launcher.cli import app, status_of
 from launcher.runfile import open_run
@@ -31,6 +35,37 @@ def test_the_track_of_parts() -> None:
     ]
     found = [(event["name"], event["ts"], event["dur"]) for event in parts_track(events)]
     assert found == [("forward", 10.0, 20.0), ("backward", 30.0, 30.0)]
+
+
+def test_operators_on_a_device_count_once() -> None:
+    """As the profiler lists them with a GPU: operators with the time of their kernels, and the kernels as well."""
+
+    def row(key: str, kind: DeviceType, cpu: float, device: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, device_type=kind, count=4, self_cpu_time_total=cpu, self_device_time_total=device
+        )
+
+    rows = [
+        row("aten::mm", DeviceType.CPU, 5e6, 80e6),
+        row("sm90_gemm_bf16", DeviceType.CUDA, 0, 80e6),
+        row("step 3", DeviceType.CUDA, 0, 90e6),
+        row("aten::add", DeviceType.CPU, 6e6, 10e6),
+        row(f"{MARK}forward", DeviceType.CPU, 9e6, 0),
+    ]
+    tracing: Any = SimpleNamespace(key_averages=lambda: rows)
+    assert operators(tracing, 2, torch.device("cuda")) == [
+        {"name": "aten::mm", "calls": 2, "seconds": 40},
+        {"name": "aten::add", "calls": 2, "seconds": 5},
+    ]
+    assert [one["seconds"] for one in operators(tracing, 2, torch.device("cpu"))] == [3, 2.5]
+
+
+def test_what_runs_beside_is_waited_for_in_the_updates_part() -> None:
+    log: list[str] = []
+    trainees = [SimpleNamespace(engine=SimpleNamespace(settle=lambda name=name: log.append(name))) for name in "ab"]
+    parts: Any = SimpleNamespace(trainees=trainees, clock=SimpleNamespace(mark=log.append))
+    wait_for_updates(parts)
+    assert log == ["a", "b", "optimizer"]
 
 
 def test_a_stage_is_traced_and_the_run_left_alone(prepared: Path, tmp_path: Path) -> None:

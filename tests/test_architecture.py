@@ -14,7 +14,7 @@ FILES = sorted(p for room in FLOORS for p in (ROOT / room).rglob("*.py"))
 HEAVY = {"torch", "transformers", "deepspeed", "tensorboard", "tensorflow"}
 KNOWS_DEEPSPEED = {"distill_core/engine.py", "distill_core/zero.py", "launcher/backends/hosts.py"}
 KNOWS_TENSORBOARD = {"distill_core/monitor.py", "data_prep/events.py"}
-KNOWS_ENVIRONMENT = {"distill_core/engine.py", "data_prep/cache.py"}
+KNOWS_ENVIRONMENT = {"distill_core/engine.py", "data_prep/cache.py", "data_prep/executors/cluster.py"}
 MAX_LINES, MAX_FUNCTION = 400, 60
 
 

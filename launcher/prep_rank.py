@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import importlib
 import os
 import sys
 import traceback
@@ -48,6 +49,8 @@ def main() -> int:
         os.chdir(said.where)
     note = said.folder / "execution" / said.phase / "logs" / f"rank-{os.environ['RANK']}.error.json"
     try:
+        # Before signals raise: one in the midst of numpy's import would be told as a broken installation.
+        importlib.import_module("data_prep.executors.ranks")
         with stop_signals():
             work(said.folder, said.phase, said.workers or devices.cores())
         return 0

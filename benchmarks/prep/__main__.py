@@ -22,7 +22,7 @@ MEGABYTES = 20
 
 
 def main(vocabulary: Path, files: list[str]) -> int:
-    """Print the rows of every part; returns how many parts failed."""
+    """Print the rows of every part; returns how many parts failed, or have lines that differ."""
     limit, began, failed = float(os.environ.get("BENCH_SECONDS", "600")), time.monotonic(), 0
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions()}")
     texts = texts_of(files, MEGABYTES)
@@ -35,7 +35,9 @@ def main(vocabulary: Path, files: list[str]) -> int:
         print(f"-- {name}", flush=True)
         run = importlib.import_module(f"benchmarks.prep.{name}").run
         try:
-            show(run(texts, vocabulary) if "vocabulary" in inspect.signature(run).parameters else run(texts))
+            rows = run(texts, vocabulary) if "vocabulary" in inspect.signature(run).parameters else run(texts)
+            show(rows)
+            failed += any("lines that differ" in name and value for name, value, _ in rows)  # they are errors
         except Exception as error:  # the other parts are still worth having
             failed += 1
             print(f"-- {name} failed: {type(error).__name__}: {error}")

@@ -84,13 +84,14 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
     allowance, taken, before = Allowance(block), 0, counts["documents"]
     try:
         for texts in batches(reader.texts(block, counts)):
-            stream, dropped = clean_texts(texts, config.clean)
+            stream, found = clean_texts(texts, config.clean)
             if any_filter(config.clean.filters):
-                stream = filtered(stream, config.clean.filters, dropped)
-            for reason, n in dropped.items():
-                counts[f"dropped_{reason}"] += n
-                counts["documents"] -= n  # the reader counted them as read
-            stream = allowance.take(sampled(stream, reader.source.weight, config.seed, counts))
+                stream = filtered(stream, config.clean.filters, found)
+            counts.update(found)
+            counts["documents"] -= sum(found.dropped.values())  # the reader counted them as read
+            stream = sampled(stream, reader.source.weight, config.seed, counts)
+            size, stream = len(stream.chars), allowance.take(stream)
+            counts["characters_read"] -= size - len(stream.chars)
             taken += len(stream.documents) - 1
             if allowance.spent:  # what was read beyond the limit was not read
                 counts["documents"] = before + taken
@@ -105,14 +106,14 @@ def cleaned(config: DataConfig, reader: Reader, block: Block, counts: Counts) ->
         ) from error
 
 
-def filtered(stream: Stream, rule: FilterConfig, dropped: Counter[str]) -> Stream:
-    """The documents that pass the quality filters; the others are counted in ``dropped``."""
+def filtered(stream: Stream, rule: FilterConfig, counts: Counts) -> Stream:
+    """The documents that pass the quality filters; the others are counted by reason."""
     codes = judge(stream.chars, stream.documents, rule)
     if not codes.any():
         return stream
     found = np.bincount(codes, minlength=len(REASONS)).tolist()
-    dropped.update({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
-    return stream.chosen(codes == 0)
+    counts.update({f"dropped_{reason}": n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
+    return stream.kept(codes == 0, counts)
 
 
 def batches(texts: Iterable[list[str]]) -> Iterator[list[str]]:

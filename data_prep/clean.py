@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from data_prep.cache import cached_arrays, code_hash
 from data_prep.config import CleanConfig
+from data_prep.documents import Counts
 from data_prep.rewrite import simplified, unescape
 from data_prep.sentences import cut
-from data_prep.stream import Chars, Stream, code_points, decoded, raw_stream
+from data_prep.stream import Chars, Ints, Stream, code_points, decoded, raw_stream
 
 # Never seen by a reader of the text: control characters without meaning for layout, soft hyphen, zero width
 # and bidirectional marks, variation selectors, fillers, byte order mark, replacement and object characters,
@@ -35,6 +35,7 @@ _BREAKS = (0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x1F, 0x85, 0x2028, 0x2029)
 
 _PLAIN, _SPACE, _BREAK, _HIDDEN, _ODD, _MAPPED = 0, 1, 2, 3, 4, 5
 _LONGEST = 3
+_UNREADABLE = 0xFFFD
 REASONS = ("", "empty", "too_short", "short_units")
 """Why a document is dropped (``short_units``: none of its units is long enough); the code is the place here."""
 
@@ -136,61 +137,94 @@ def _already_in_form() -> Table:
     return Table(*arrays)
 
 
-def clean_texts(texts: list[str], config: CleanConfig) -> tuple[Stream, Counter[str]]:
+def clean_texts(texts: list[str], config: CleanConfig) -> tuple[Stream, Counts]:
     """Texts as their reader found them -> what :func:`clean` makes of them, HTML entities put into characters first."""
-    return clean(raw_stream([unescape(text) for text in texts] if config.html_entities else texts), config)
+    if not config.html_entities:
+        return clean(raw_stream(texts), config)
+    raw = raw_stream([unescape(text) for text in texts])
+    found, counts = clean(raw, config)
+    rewritten = len(raw.chars) - sum(map(len, texts))
+    counts["characters_read"] -= rewritten
+    counts["characters_rewritten"] += rewritten
+    return found, counts
 
 
-def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counter[str]]:
+def clean(raw: Stream, config: CleanConfig) -> tuple[Stream, Counts]:
     """Documents made regular, without those that are dropped, and how many those are by reason (:data:`REASONS`).
 
     Invisible and private characters go, the Unicode form is ``config.unicode``, runs of white space inside
-    a line become one space, every kind of line break becomes ``\\n``, empty lines go. Cleaning twice changes
-    nothing more.
+    a line become one space, every kind of line break becomes ``\n``, empty lines go. Cleaning twice changes
+    nothing more. Removed are ``invisible`` characters, ``white_space``, and ``undecodable`` ones: U+FFFD, which
+    stands for bytes that whoever decoded them could not read.
     """
     rule = table(config.unicode)
     out = np.empty(len(raw.chars) * rule.growth + 1, np.uint32)
     documents = np.zeros(len(raw.documents), np.int64)
     reasons = np.zeros(len(raw.documents) - 1, np.uint8)
+    removed = np.zeros(3, np.int64)
     least, count = max(1, config.min_characters), len(reasons)
     d = kept = 0
     while d < count:
         treated = (rule.kinds, rule.places, rule.others)
-        d, kept = _clean(raw.chars, raw.documents, d, *treated, least, out, documents, kept, reasons)
+        d, kept = _clean(raw.chars, raw.documents, d, treated, least, out, documents, kept, reasons, removed)
         if d < count:  # an odd one
-            shown = _in_form(raw.chars[raw.documents[d] : raw.documents[d + 1]], rule, config.unicode)
+            own = raw.chars[raw.documents[d] : raw.documents[d + 1]]
+            shown, missing = _in_form(own, rule, config.unicode)
             left = int(raw.documents[-1] - raw.documents[d + 1]) * rule.growth
             used = int(documents[kept])
             if used + len(shown) + left > len(out):
                 out = np.concatenate([out[:used], np.empty(len(shown) * 2 + left, np.uint32)])
             plain, one = _already_in_form(), np.array([0, len(shown)], np.int64)
-            treated = (plain.kinds, plain.places, plain.others)
-            _, kept = _clean(shown, one, 0, *treated, least, out, documents, kept, reasons[d : d + 1])
+            treated, code = (plain.kinds, plain.places, plain.others), reasons[d : d + 1]
+            _, kept = _clean(shown, one, 0, treated, least, out, documents, kept, code, removed)
+            if not code[0]:
+                removed += missing
             d += 1
     cleaned = Stream(out[: documents[kept]], documents[: kept + 1].copy())
+    counts = _counts(raw, reasons, removed, len(cleaned.chars))
     if config.opencc is not None:
-        cleaned = raw_stream([simplified(text, config) for text in cleaned.texts()])
+        before, cleaned = len(cleaned.chars), raw_stream([simplified(text, config) for text in cleaned.texts()])
+        counts["characters_rewritten"] += len(cleaned.chars) - before
+    return _with_long_units(cleaned, config, counts), counts
+
+
+def _counts(raw: Stream, reasons: NDArray[np.uint8], removed: Ints, left: int) -> Counts:
+    """What the kernel did: ``removed`` is [invisible, U+FFFD, characters more by the form], of kept documents."""
     found = np.bincount(reasons, minlength=len(REASONS)).tolist()
-    dropped = Counter({reason: n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
-    return _with_long_units(cleaned, config, dropped), dropped
+    counts = Counts({f"dropped_{reason}": n for reason, n in zip(REASONS[1:], found[1:], strict=True) if n})
+    dropped = int(np.diff(raw.documents)[reasons > 0].sum()) if counts else 0
+    invisible, undecodable, more = removed.tolist()
+    counts.update(
+        characters_read=len(raw.chars),
+        characters_rewritten=more,
+        characters_dropped=dropped,
+        removed_invisible=invisible,
+        removed_undecodable=undecodable,
+        # What remains: nothing else is left out.
+        removed_white_space=len(raw.chars) - dropped - invisible - undecodable + more - left,
+    )
+    return counts
 
 
-def _in_form(chars: Chars, rule: Table, form: Form) -> Chars:
-    """The Unicode form of ``chars`` without the invisible ones."""
+def _in_form(chars: Chars, rule: Table, form: Form) -> tuple[Chars, Ints]:
+    """The Unicode form of ``chars`` without the invisible ones; those, U+FFFD and growth as in :func:`_counts`."""
     assert form != "none", "nothing is odd then"
-    return code_points(unicodedata.normalize(form, decoded(chars[rule.kinds[chars] != _HIDDEN])))
+    seen = chars[rule.kinds[chars] != _HIDDEN]
+    shown = code_points(unicodedata.normalize(form, decoded(seen)))
+    unreadable = int((chars == _UNREADABLE).sum())
+    return shown, np.array([len(chars) - len(seen) - unreadable, unreadable, len(shown) - len(seen)], np.int64)
 
 
-def _with_long_units(stream: Stream, config: CleanConfig, dropped: Counter[str]) -> Stream:
-    """The documents that have a unit of ``config.min_unit_characters``; the others are counted in ``dropped``."""
+def _with_long_units(stream: Stream, config: CleanConfig, counts: Counts) -> Stream:
+    """The documents that have a unit of ``config.min_unit_characters``; the others are counted."""
     count = len(stream.documents) - 1
     if not config.min_unit_characters or not count:
         return stream
     begins, ends, firsts = cut(stream, config)
     keep = np.maximum.reduceat(ends - begins, firsts[:-1]) >= config.min_unit_characters
     if short := int(count - keep.sum()):
-        dropped["short_units"] += short
-    return stream.chosen(keep)
+        counts["dropped_short_units"] += short
+    return stream.kept(keep, counts)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -204,27 +238,19 @@ def _separated(out: Any, n: Any, first: Any, pending: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _clean(
-    chars: Any,
-    ends: Any,
-    d: int,
-    kinds: Any,
-    places: Any,
-    parts: Any,
-    least: int,
-    out: Any,
-    docs: Any,
-    kept: int,
-    why: Any,
+    chars: Any, ends: Any, d: int, treated: Any, least: int, out: Any, docs: Any, kept: int, why: Any, removed: Any
 ) -> Any:
     """Clean the documents from number ``d`` on, up to the first one that holds an odd character.
 
-    ``out`` holds ``kept`` documents by now, ``docs`` says where. Returns (the number of that document, or how
-    many there are; how many ``out`` holds).
+    ``out`` holds ``kept`` documents by now, ``docs`` says where; ``removed``: see :func:`_counts`. Returns (the number
+    of that document, or how many there are; how many ``out`` holds).
     """
+    kinds, places, parts = treated
     n = docs[kept]
     while d < len(ends) - 1:
-        first = n
+        first, hidden, unreadable = n, 0, 0
         pending: Any = _PLAIN
+        more: Any = 0
         i, stop = ends[d], ends[d + 1]
         while i < stop:
             c = chars[i]
@@ -243,6 +269,7 @@ def _clean(
                 pending = kind if kind > pending else pending
             elif kind >= _MAPPED:
                 at = np.int64(places[c])
+                more += np.int64(kind) - _MAPPED
                 for k in range(at, at + np.int64(kind) - _MAPPED + 1):
                     if kinds[parts[k]] == _SPACE:
                         pending = _SPACE if pending == 0 else pending
@@ -253,11 +280,17 @@ def _clean(
                     n += 1
             elif kind == _ODD:
                 return d, kept
+            else:
+                hidden += c != _UNREADABLE
+                unreadable += c == _UNREADABLE
         why[d] = 0 if n - first >= least else (2 if n > first else 1)
         if why[d]:
             n = first
         else:
             kept += 1
             docs[kept] = n
+            removed[0] += hidden
+            removed[1] += unreadable
+            removed[2] += more
         d += 1
     return d, kept

@@ -32,14 +32,33 @@ class Block:
 
 
 class Counts(Counter[str]):
-    """How many documents were seen and dropped: ``documents``, ``dropped_<reason>``, ..."""
+    """What was seen, and what of it is left out: nothing is lost without being counted.
+
+    ``documents``, ``dropped_<reason>``: records. ``characters_read``: of all records that are texts for their reader;
+    ``characters_rewritten``: how many more (or fewer) HTML entities, the Unicode form and OpenCC made of them;
+    ``removed_<reason>``: characters left out of a text; ``characters_dropped``: those of documents that were read and
+    then dropped. Always: read + rewritten = kept + dropped + removed for all reasons.
+    """
 
     def drop(self, reason: str) -> None:
         """Count one dropped record."""
         self[f"dropped_{reason}"] += 1
 
+    def remove(self, reason: str, characters: int) -> None:
+        """Count characters that a reader leaves out of a text."""
+        if characters:
+            self[f"removed_{reason}"] += characters
+            self["characters_read"] += characters
+
     @property
     def dropped(self) -> dict[str, int]:
         """Dropped records by reason, sorted by name."""
-        head = "dropped_"
+        return self._under("dropped_")
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """Removed characters by reason, sorted by name."""
+        return self._under("removed_")
+
+    def _under(self, head: str) -> dict[str, int]:
         return {name.removeprefix(head): n for name, n in sorted(self.items()) if name.startswith(head)}

@@ -101,7 +101,7 @@ class Drops:
                     counts["documents"] -= n  # the reader counted them as read
                     counts[f"dropped_{reason}"] += n
             self.seen += count
-            yield stream.chosen(codes == 0)
+            yield stream.kept(codes == 0, counts)
         if self.seen < len(self.codes):
             raise self._changed("fewer")
 

@@ -83,6 +83,8 @@ def totals(corpus: Corpus) -> dict[str, Any]:
     drops = ", ".join(f"{n:,} {reason}" for reason, n in manifest["dropped"].items()) or "none"
     segmenter, tokenizer, masking = manifest["segmenter"], manifest["tokenizer"], manifest["masking"]
     facts["dropped documents"] = drops
+    if manifest.get("removed"):  # an older manifest does not tell
+        facts["removed characters"] = ", ".join(f"{n:,} {reason}" for reason, n in manifest["removed"].items())
     for label, source in manifest.get("sources", {}).items():
         facts[f"source {label}"] = describe_source(source)
     if manifest.get("duplicates"):

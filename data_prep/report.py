@@ -41,7 +41,7 @@ def write_report(corpus: Corpus, tokenizer: Tokenizer, shards: list[dict[str, An
     from data_prep.events import write_events
 
     facts = merged([shard["statistics"] for shard in shards if "statistics" in shard])
-    tables = [drops(corpus.manifest), sources(shards)]
+    tables = [drops(corpus.manifest), characters(corpus.manifest), sources(shards)]
     page = {
         "name": "Corpus",
         "headline": headline(corpus.manifest),
@@ -86,6 +86,20 @@ def drops(manifest: dict[str, Any]) -> Table:
     ordered = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     rows += [[reason.replace("_", " "), f"{n:,}", f"{n / seen:.2%}"] for reason, n in ordered]
     return Table("Documents, kept and dropped by reason", ["", "documents", "share"], rows)
+
+
+def characters(manifest: dict[str, Any]) -> Table:
+    """Characters by what became of them: those read, and what others were made of them, are kept, or counted here."""
+    read = max(manifest["characters_read"], 1)
+    rows = [
+        ("read", manifest["characters_read"]),
+        ("more by entities, Unicode form and OpenCC", manifest["characters_rewritten"]),
+        *((f"removed: {reason.replace('_', ' ')}", n) for reason, n in manifest["removed"].items()),
+        ("in dropped documents", manifest["characters_dropped"]),
+        ("kept", manifest["characters"]),
+    ]
+    cells = [[name, f"{n:,}", f"{n / read:.2%}"] for name, n in rows]
+    return Table("Characters, kept, removed and dropped", ["", "characters", "share"], cells)
 
 
 def sources(shards: list[dict[str, Any]], most: int | None = MOST_SOURCES) -> Table:

@@ -44,7 +44,7 @@ def sampled(stream: Stream, weight: float, seed: int, counts: Counts) -> Stream:
     left = len(keep) - int(keep.sum())
     counts["documents"] -= left
     counts["dropped_left_out_by_weight"] += left
-    return stream.chosen(keep)
+    return stream.kept(keep, counts)
 
 
 @njit(cache=True, nogil=True)

@@ -13,6 +13,8 @@ import xxhash
 from numba import njit
 from numpy.typing import NDArray
 
+from data_prep.documents import Counts
+
 Chars = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 
@@ -51,6 +53,12 @@ class Stream:
         ends = np.zeros(int(keep.sum()) + 1, np.int64)
         np.cumsum(lengths[keep], out=ends[1:])
         return Stream(self.chars[np.repeat(keep, lengths)], ends)
+
+    def kept(self, keep: NDArray[np.bool_], counts: Counts) -> Stream:
+        """As :meth:`chosen`; the characters of the others are counted as dropped."""
+        found = self.chosen(keep)
+        counts["characters_dropped"] += len(self.chars) - len(found.chars)
+        return found
 
     def utf8(self) -> tuple[NDArray[np.uint8], Ints]:
         """(uint8 [n], the UTF-8 bytes of all documents; int64 [d + 1], where each begins in them).

@@ -15,7 +15,13 @@ from data_prep.sentencepiece_model import ALIASES, BPE, NORMAL, Model, blind, ex
 from data_prep.tokenizer_base import SPECIALS, EncodedStream, Ints, Tokenizer, library, not_unicode, read_bytes
 
 _SPACE = "\u2581"
+_SEAM = "\U000e0001"
+"""Parts what `tokenizers` would take for one character; cleaned text has none. Grapheme clusters end at it."""
+_MARK = "\u034c"
+"""A combining mark that no character is joined to."""
 _SHOWN = 5
+_ASKED = (*range(0xD800), *range(0xE000, 0x20000))
+"""Code points about which a character map is asked: planes 0 and 1."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -24,8 +30,9 @@ class SentencePieceTokenizer(Tokenizer):
     The scores of a unigram model are rounded first (:func:`data_prep.sentencepiece_model.exact`), in the saved
     ``spiece.model`` too, so that both libraries find the same one of several equally good ways to cut a text.
 
-    One exception is known for the saved tokenizer.json: in models with a character map (``nmt_nfkc``), `tokenizers`
-    loses a combining mark right after a character which the map changes (U+FF0C U+034C gives ``,``).
+    One exception is known for the saved tokenizer.json: in models with a character map (``nmt_nfkc``), a character that
+    the map changes and a combining mark that it joins to it (U+FF21 U+0308, a full-width letter with an accent) stay
+    two characters there.
     """
 
     kind = "sentencepiece"
@@ -109,7 +116,7 @@ class SentencePieceTokenizer(Tokenizer):
             inner = tokenizers.models.Unigram(scored, unk_id=self.special_ids["unk"], byte_fallback=False)
         encoder = tokenizers.Tokenizer(inner)
         normalizers = tokenizers.normalizers
-        steps: list[Any] = [normalizers.Precompiled(model.character_map)] if model.character_map else []
+        steps: list[Any] = self._mapping(normalizers) if model.character_map else []
         if model.trim:
             steps += [
                 normalizers.Replace(tokenizers.Regex("^ +"), ""),
@@ -124,6 +131,21 @@ class SentencePieceTokenizer(Tokenizer):
         encoder.decoder = tokenizers.decoders.Metaspace(_SPACE, prepend_scheme=scheme)
         return encoder
 
+    def _mapping(self, normalizers: Any) -> list[Any]:
+        """The model's character map. `tokenizers` asks the map about whole grapheme clusters and forgets what follows
+        the first character that the map knows: combining marks are parted from what they would be lost with."""
+        tokenizers = library()
+        around = [f"x{chr(code)}y" for code in _ASKED]
+        found = self._processor.normalize(around)
+        # The sign for spaces may be changed into a space, and look unchanged.
+        rows = zip(_ASKED, around, found, strict=True)
+        changed = np.array([c for c, text, new in rows if new.removeprefix(_SPACE) != text or chr(c) == _SPACE])
+        runs = np.split(changed, np.flatnonzero(np.diff(changed) > 1) + 1)
+        ranges = "".join(f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs)
+        before = f"[{ranges}\\p{{M}}]"
+        seam = normalizers.Replace(tokenizers.Regex(f"(?<={before})(?=\\p{{M}})"), _SEAM)
+        return [seam, normalizers.Precompiled(self._model.character_map), normalizers.Replace(_SEAM, "")]
+
     def save(self, folder: Path) -> None:
         """See :class:`Tokenizer`.
 
@@ -137,10 +159,11 @@ class SentencePieceTokenizer(Tokenizer):
         self._write(folder, files, encoder, {"tokenizer_class": "PreTrainedTokenizerFast"})
 
     def _check_normalizer(self, normalizer: Any) -> None:
-        """Ask both libraries about every character of planes 0 and 1, if there is anything to ask."""
+        """Ask both libraries about every character of planes 0 and 1, also with a combining mark behind it, if there is
+        anything to ask."""
         if not self._model.character_map:
             return
-        texts = [f"x{chr(code)}y" for code in (*range(0xD800), *range(0xE000, 0x20000))]
+        texts = [f"x{chr(code)}{after}y" for after in ("", _MARK) for code in _ASKED]
         rights = self._processor.normalize(texts)
         wrong = [t[1] for t, right in zip(texts, rights, strict=True) if normalizer.normalize_str(t) != right]
         if wrong:

@@ -78,6 +78,7 @@ class MediaWikiReader(Reader):
                 counts.drop("too_nested")
                 continue
             text = plain_text(wikitext)
+            counts.remove("markup", len(wikitext) - len(text))
             if text:
                 text = f"{title}\n{text}"
             document = self._document({"text": text}, number, counts, "text")

@@ -94,7 +94,7 @@ class TextReader(LinesReader):
             except UnicodeDecodeError:
                 found += [document.text for document in self._finish(0, content.split(b"\n"), counts)]
                 continue
-            text = text.replace("\ufeff", "").replace("\r\n", "\n").removesuffix("\r")
+            text = _plain(text, counts)
             if text.isspace() or not text:
                 counts.drop("empty")
             else:
@@ -115,7 +115,16 @@ class TextReader(LinesReader):
             text = "\n".join(good)
             if not good:
                 return
-        text = text.replace("\ufeff", "").replace("\r\n", "\n").removesuffix("\r")
+        text = _plain(text, counts)
         document = self._document({"text": text}, offset, counts, "text")
         if document is not None:
             yield document
+
+
+def _plain(text: str, counts: Counts) -> str:
+    """``text`` without byte order marks and carriage returns at line ends, which are counted."""
+    seen = text.replace("\ufeff", "")
+    plain = seen.replace("\r\n", "\n").removesuffix("\r")
+    counts.remove("invisible", len(text) - len(seen))
+    counts.remove("white_space", len(seen) - len(plain))
+    return plain

@@ -191,10 +191,13 @@ class WarcReader(Reader):
         kind = record.fields.get("warc-type", "none").lower()
         if kind == "conversion":
             try:
-                return record.body.decode("utf-8").replace("\r\n", "\n")
+                text = record.body.decode("utf-8")
             except UnicodeDecodeError:
                 counts.drop("undecodable")
                 return None
+            plain = text.replace("\r\n", "\n")
+            counts.remove("white_space", len(text) - len(plain))
+            return plain
         if kind == "response":
             if not has_extractor():
                 raise DataError(needs_extractor(self.path))
@@ -238,7 +241,9 @@ def page_text(record: Record, counts: Counts) -> str | None:
         # A page that says GBK may hold all of GB 18030 (the Encoding Standard decodes both alike).
         encoding = "gb18030" if encoding == "gbk" else encoding
         html = bytes_to_str(page, encoding, errors="replace", fallback_encodings=())
-        return str(extract_plain_text(html, main_content=True, preserve_formatting=True, alt_texts=False))
+        text = str(extract_plain_text(html, main_content=True, preserve_formatting=True, alt_texts=False))
+        counts.remove("markup", len(html) - len(text))  # bytes that could not be decoded are U+FFFD: cleaning counts it
+        return text
     except StopIteration:
         counts.drop("bad_http")
     except Exception:  # whatever the two libraries meet in a page, it costs that page only

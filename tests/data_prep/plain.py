@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import xxhash
@@ -40,9 +41,7 @@ END = re.compile(f"(?:(?:[{STOPS}]|[!?](?=[!?{CLOSERS}\\s]|[^\x00-\x7f]|$))+|{DO
 
 def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
     """``(text, "")``, or ``(None, reason)``."""
-    text = BREAK.sub("\n", INVISIBLE.sub("", text))
-    if config.unicode != "none":
-        text = unicodedata.normalize(config.unicode, text)
+    text = in_form(INVISIBLE.sub("", text), config)
     text = EDGES.sub("\n", SPACES.sub(" ", text)).strip(" \n")
     if not text:
         return None, "empty"
@@ -51,6 +50,28 @@ def clean(text: str, config: CleanConfig) -> tuple[str | None, str]:
     if config.min_unit_characters and max(map(len, units(text, config))) < config.min_unit_characters:
         return None, "short_units"
     return text, ""
+
+
+def in_form(text: str, config: CleanConfig) -> str:
+    """``text`` without invisible characters, with one kind of line break, in the Unicode form."""
+    text = BREAK.sub("\n", text)
+    return text if config.unicode == "none" else unicodedata.normalize(config.unicode, text)
+
+
+def lost(text: str, config: CleanConfig) -> Counter[str]:
+    """Characters of a text that cleaning keeps, by what becomes of them."""
+    kept, _ = clean(text, config)
+    assert kept is not None
+    seen = INVISIBLE.sub("", text)
+    unreadable = text.count("\ufffd")
+    more = len(in_form(seen, config)) - len(BREAK.sub("\n", seen))
+    found = Counter(
+        removed_invisible=len(text) - len(seen) - unreadable,
+        removed_undecodable=unreadable,
+        removed_white_space=len(seen) + more - len(kept),
+        characters_rewritten=more,
+    )
+    return found
 
 
 def units(text: str, config: CleanConfig) -> list[str]:

@@ -38,3 +38,8 @@ def lines(*records: Any) -> bytes:
 
 def table(n: int) -> pa.Table:
     return pa.table({"text": [f"第{i}篇" for i in range(n)], "other": list(range(n))})
+
+
+def records(counts: Counts) -> dict[str, int]:
+    """What became of the records, without the counts of characters."""
+    return {name: n for name, n in counts.items() if n and (name == "documents" or name.startswith("dropped_"))}

@@ -23,8 +23,8 @@ def stream(texts: list[str]) -> Stream:
 
 
 def cleaned(texts: list[str], config: CleanConfig) -> tuple[list[str], dict[str, int]]:
-    found, dropped = clean(raw_stream(texts), config)
-    return list(found.texts()), dict(dropped)
+    found, counts = clean(raw_stream(texts), config)
+    return list(found.texts()), counts.dropped
 
 
 def units(texts: list[str], config: CleanConfig) -> list[list[str]]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.clean import clean_texts
 from data_prep.config import CleanConfig
 from data_prep.sentences import sentences
 from tests.data_prep import plain
@@ -123,10 +124,22 @@ CONFIGS = [
 ]
 CHARACTERS = (
     "abAÉé1。！!?….”(“ \n\u3000，か字각ſßİı①𠀀ﬁ℡㎡ﷺ\r\u2028\u200b\ufe0f\ud800\u0301\u0323\u1100\u1161\u11a8"
-    "\u3099\u212b\ufa0e\uf900\u2000\u0958\u00b4\U000e0001"
+    "\u3099\u212b\ufa0e\uf900\u2000\u0958\u00b4\U000e0001\ufffd"
 )
 WORDS = [". ", "’)", "\r\n", "Dr", "mſ", "prof", "bijv", "xdr", "No", " İr"]
 MEETING = st.sampled_from([*CHARACTERS, *WORDS])
+
+
+def accounted(texts: list[str], config: CleanConfig) -> None:
+    """Every character is kept or counted by reason, those of kept documents as the slow definition says."""
+    found, counts = clean_texts(texts, config)
+    read, more = counts["characters_read"], counts["characters_rewritten"]
+    assert read == sum(map(len, texts))
+    assert read + more == len(found.chars) + counts["characters_dropped"] + sum(counts.removed.values())
+    if not (config.min_unit_characters or config.html_entities or config.opencc):  # else kept ones are dropped later
+        of_each = [plain.lost(text, config) for text in texts if plain.clean(text, config)[0] is not None]
+        names = ("removed_invisible", "removed_undecodable", "removed_white_space", "characters_rewritten")
+        assert {name: counts[name] for name in names} == {name: sum(one[name] for one in of_each) for name in names}
 
 
 def agree(texts: list[str], config: CleanConfig) -> None:
@@ -134,7 +147,22 @@ def agree(texts: list[str], config: CleanConfig) -> None:
     kept = [text for text, _ in right if text is not None]
     reasons = [reason for _, reason in right if reason]
     assert ours.cleaned(texts, config) == (kept, {reason: reasons.count(reason) for reason in set(reasons)})
+    accounted(texts, config)
     assert ours.units(kept, config) == [plain.units(text, config) for text in kept]
+
+
+def test_what_is_removed_is_counted() -> None:
+    text = "\ufeff你\u200b好\ufffd\ufffd \r\n 世\ue000界e\u0301"
+    found, counts = clean_texts([text, " \u200b "], ANY)
+    assert list(found.texts()) == ["你好\n世界é"]
+    assert counts.removed == {"invisible": 3, "undecodable": 2, "white_space": 3}
+    assert (counts["characters_read"], counts["characters_rewritten"], counts["characters_dropped"]) == (18, -1, 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(MEETING | st.sampled_from(["&amp;", "&lt", "\ufffd"]), max_size=12).map("".join), max_size=6))
+def test_with_entities_characters_are_accounted_for(texts: list[str]) -> None:
+    accounted(texts, CleanConfig(html_entities=True, min_characters=3, min_unit_characters=3))
 
 
 @settings(deadline=None, max_examples=300)

@@ -69,6 +69,9 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     manifest = prepare(small(tmp_path), tmp_path / "data").manifest
     assert manifest["documents"] == 60
     assert manifest["dropped"] == {"empty": 1, "no_text": 1, "not_json": 1, "too_short": 1}
+    removed = sum(manifest["removed"].values())
+    kept, dropped = manifest["characters"], manifest["characters_dropped"]
+    assert manifest["characters_read"] + manifest["characters_rewritten"] == kept + dropped + removed
     splits = manifest["splits"]
     assert splits["train"]["documents"] + splits["held_out"]["documents"] == 60
     assert splits["held_out"]["documents"] == 6  # the exact quantile in a small corpus

@@ -32,7 +32,8 @@ def test_text_documents_stand_between_blank_lines(tmp_path: Path) -> None:
     found, counts = only(path)
     assert [d.text for d in found] == ["第一篇\n第二行", "第二篇"]
     assert [d.id for d in found] == ["a.txt:0", f"a.txt:{path.read_bytes().index('第二篇'.encode())}"]
-    assert counts == {"documents": 2}
+    removed = {"removed_invisible": 1, "removed_white_space": 3, "characters_read": 4}
+    assert counts == {"documents": 2, **removed}
 
 
 def test_text_line_that_cannot_be_decoded_is_counted_and_the_rest_stays(tmp_path: Path) -> None:

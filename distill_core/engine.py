@@ -145,6 +145,12 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
+def c_compilers() -> list[str]:
+    """The programs that Triton looks for."""
+    named = os.environ.get("CC")
+    return [named] if named else ["gcc", "clang"]
+
+
 def fp16_is_supported() -> bool:
     """Whether this device computes in fp16, as DeepSpeed sees it."""
     _deepspeed()

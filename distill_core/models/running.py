@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from functools import partial
 
@@ -14,6 +13,7 @@ from torch._inductor import config as inductor
 from torch.utils.checkpoint import checkpoint
 
 from configs.errors import ConfigError
+from distill_core.engine import c_compilers
 from distill_core.models.layer import Intermediate
 from distill_core.models.parts import AddAndNorm
 
@@ -69,9 +69,9 @@ def check_compiler(mode: str) -> None:
             f"{who} makes Triton kernels on a GPU, but Triton is not installed; pip install triton, or take compile: "
             "off."
         )
-    named = os.environ.get("CC")  # as Triton looks for one
-    if not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
+    names = c_compilers()
+    if not any(map(shutil.which, names)):
         raise ConfigError(
-            f"{who} builds the launchers of its GPU kernels with a C compiler, but {named or 'gcc'} is not found; "
+            f"{who} builds the launchers of its GPU kernels with a C compiler, but {names[0]} is not found; "
             "install gcc, name another one in the environment variable CC, or take compile: off."
         )

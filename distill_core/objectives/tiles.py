@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distill_core.decoder import wide
 from distill_core.features import Heads
+from distill_core.kernels import long_pieces
 from distill_core.models.attention import AttentionLayout
 
 ENTRIES = 2**22
@@ -106,7 +107,7 @@ def every(length: int) -> bool:
 
 def limits(device: torch.device) -> tuple[int, float]:
     """(entries at a time, how near the lengths of a tile are one another)."""
-    return (CUDA_ENTRIES * ENTRIES, CUDA_ALIKE) if device.type == "cuda" else (ENTRIES, ALIKE)
+    return (CUDA_ENTRIES * ENTRIES, CUDA_ALIKE) if long_pieces(device) else (ENTRIES, ALIKE)
 
 
 def tiles(

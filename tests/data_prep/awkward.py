@@ -59,3 +59,15 @@ def check_auto_tokenizer(ours: Tokenizer, theirs: Any) -> None:
     pair = theirs("你好", "世界")
     assert pair["input_ids"] == [cls, *ids(ours, ["你好"])[0], sep, *ids(ours, ["世界"])[0], sep]
     assert theirs("你[MASK]")["input_ids"].count(ours.special_ids["mask"]) == 1
+
+
+def anew(count: int, seed: int) -> list[str]:
+    """Lines of one to three pieces of the sample's lines."""
+    draw = random.Random(seed)
+
+    def piece() -> str:
+        line = draw.choice(SAMPLE_LINES)
+        start = draw.randrange(len(line))
+        return line[start : start + draw.randrange(4, 20)]
+
+    return ["".join(piece() for _ in range(draw.randrange(1, 4))) for _ in range(count)]

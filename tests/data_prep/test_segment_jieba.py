@@ -21,7 +21,7 @@ from data_prep import jieba_kernel, jieba_tables
 from data_prep.config import SegmentConfig
 from data_prep.segment import describe_segmenter, open_segmenter
 from data_prep.segment_base import Segmenter, code_points
-from tests.data_prep.awkward import LINES, SAMPLE_TEXT
+from tests.data_prep.awkward import LINES, SAMPLE_TEXT, anew
 
 OURS = {hmm: open_segmenter(SegmentConfig(hmm=hmm)) for hmm in (True, False)}
 
@@ -103,6 +103,16 @@ def test_a_run_without_end_is_cut_once() -> None:
     run = ("我们的中国a" * (longest // 6 + 500))[: longest + 2000]
     starts = OURS[True].word_starts(f"好，{run}，好")[2:-2].tolist()
     assert starts == [*OURS[True].word_starts(run[:longest]), *OURS[True].word_starts(run[longest:])]
+
+
+def test_a_hundred_thousand_lines() -> None:
+    """With the hidden Markov model, which is what is asked for."""
+    lines = anew(100_000, seed=12)
+    documents = np.cumsum([0, *map(len, lines)])
+    starts = OURS[True].starts(code_points("".join(lines)), documents)
+    for text, first in zip(lines, documents.tolist(), strict=False):
+        cuts = [*np.flatnonzero(starts[first : first + len(text)]).tolist(), len(text)]
+        assert [text[a:b] for a, b in pairwise(cuts)] == JIEBA.lcut(text), text
 
 
 PIECES = st.one_of(

@@ -19,7 +19,7 @@ from data_prep import tokenizer_wordpiece
 from data_prep.tokenizer_base import SPECIALS, Tokenizer
 from data_prep.tokenizer_wordpiece import WordPieceTokenizer
 from data_prep.wordpiece_kernel import build_trie
-from tests.data_prep.awkward import AWKWARD, LINES, SAMPLE_LINES
+from tests.data_prep.awkward import AWKWARD, LINES, SAMPLE_LINES, anew
 
 Units = list[tuple[list[int], list[int]]]
 KINDS = [(True, None, True), (False, None, True), (True, False, True), (False, True, False)]
@@ -101,6 +101,12 @@ def test_every_character_is_what_the_library_says(kind: tuple[Any, ...]) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_and_awkward_lines(kind: tuple[Any, ...]) -> None:
     check(LINES, kind)
+
+
+def test_a_hundred_thousand_lines() -> None:
+    lines = anew(100_000, seed=11)
+    for first in range(0, len(lines), 10_000):
+        check(lines[first : first + 10_000])
 
 
 def test_words_that_were_there_before() -> None:

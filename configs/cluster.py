@@ -212,7 +212,7 @@ class MpiCluster(ClusterConfig):
 
     kind: Literal["mpi"]
     launcher: Literal["openmpi", "mpich"] = "openmpi"
-    """Whose ``mpirun`` it is. ``mpich``: also Intel MPI and MVAPICH."""
+    """Whose ``mpirun`` it is. ``mpich``: others of its kind (Intel MPI, MVAPICH) are untried."""
     mpirun: str = Field(default="mpirun", pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_./+-]*$")
     """The program, where it is not on the path or has another name."""
     hostfile: str | None = None

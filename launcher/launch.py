@@ -1,6 +1,6 @@
 """The launcher script: a run file -> prepared data -> ranks. ``distill run`` is the same code.
 
-From a checkout without installation: ``python launcher/launch.py RUN.yaml [a.b=c ...] [--only STAGE]``.
+Without installation: ``python launcher/launch.py RUN.yaml [a.b=c ...] [--only STAGE] [--cluster FILE]``.
 """
 
 from __future__ import annotations

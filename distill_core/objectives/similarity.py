@@ -45,7 +45,8 @@ class SimilarityConfig(TermConfig):
         found: list[Two] = []
         for a, b in self.layers:
             two = ((a, a), (b, b)) if isinstance(a, int) else (a, b)
-            checked(list(zip(*two, strict=True)))
+            for pair in zip(*two, strict=True):  # one by one: the same layer twice is one of the forms
+                checked([pair])
             found.append(two)  # type: ignore[arg-type]
         check_listed(found, self.kind)
         return found

@@ -22,7 +22,10 @@ class Local(Backend):
             environment = rank_environment(job, rank, rendezvous, {}, pulse="FILE")
             words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
             log = shlex.quote(str(job.folder / "logs" / f"rank-{rank}.log"))
-            lines.append(" \\\n    ".join([*words, f"{shlex.join(guarded(job.argv(), 'PID'))} >> {log} 2>&1"]))
+            *front, _ = guarded([], "")
+            # $$ is the shell into which this is pasted: the rank dies with it, as it does with its agent.
+            command = f"{shlex.join(front)} $$ {shlex.join(job.argv())}"
+            lines.append(" \\\n    ".join([*words, f"{command} >> {log} 2>&1"]))
         return "\n".join(lines)
 
     def run(self, job: Job) -> None:

@@ -108,8 +108,8 @@ def test_datasets_of_the_hub_are_streamed(monkeypatch: pytest.MonkeyPatch) -> No
 
     asked: list[Any] = []
 
-    def load(path: str, name: str | None, *, split: str, streaming: bool) -> Any:
-        asked.append((path, name, split, streaming))
+    def load(path: str, name: str | None, *, split: str, streaming: bool, revision: str | None) -> Any:
+        asked.append((path, name, split, streaming, revision))
 
         def records() -> Any:
             yield {"text": "一"}
@@ -120,7 +120,7 @@ def test_datasets_of_the_hub_are_streamed(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     (reader,) = sources("someone/corpus", kind="datasets", name="zh", split="validation")
-    assert asked == [("someone/corpus", "zh", "validation", True)]
+    assert asked == [("someone/corpus", "zh", "validation", True, None)]
     (block,) = reader.blocks(1)
     counts = Counts()
     documents = reader.documents(block, counts)

@@ -70,12 +70,12 @@ def test_losses_name_entries_of_the_vocabulary(tiny_corpus: Corpus) -> None:
     }
     tree = {"name": "run", "data": {**tiny_corpus.manifest["identity"]}, "stages": [stage]}
     config = validate(tree, RunConfig)
-    found = with_token_ids(config, trained(config.stages)[0], tiny_corpus)
+    found = with_token_ids(trained(config.stages)[0], entries)
     assert isinstance(found[0], KdKlConfig) and found[0].fair_pairs == [(20, 21)]
     stage["objective"] = [{"kind": "kd_kl", "fair_pairs": [("不在", 21)]}]
     config = validate(tree, RunConfig)
     with pytest.raises(ConfigError, match=r"Stage 's': the vocabulary has no entry '不在'"):
-        with_token_ids(config, trained(config.stages)[0], tiny_corpus)
+        with_token_ids(trained(config.stages)[0], entries)
 
 
 # ---------------------------------------------------------------- layers of a model that is no teacher

@@ -142,7 +142,7 @@ PYTHONPATH=ROOT \\
     ZHENGLIU_RENDEZVOUS='file://RUN/logs/.rendezvous-ID' \\
     ZHENGLIU_PULSE=FILE \\
     PYTHONUNBUFFERED=1 \\
-    GUARD PID /venv/bin/python -P -m distill_core.run 'RUN' --only student >> 'RUN/logs/rank-{rank}.log' 2>&1"""
+    GUARD $$ /venv/bin/python -P -m distill_core.run 'RUN' --only student >> 'RUN/logs/rank-{rank}.log' 2>&1"""
     expected = "\n".join(golden.format(rank=rank) for rank in range(2))
     expected = expected.replace("GUARD", "/venv/bin/python -I -S ROOT/launcher/guard.py")
     assert said == expected.replace("ROOT", str(ROOT)).replace("RUN/", f"{run}/").replace("'RUN'", f"'{run}'")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core import checkpoint, stage
 from distill_core.config import RunConfig
-from distill_core.engine import Rank, start_ranks, stop_ranks
+from distill_core.engine import Rank
 from distill_core.objective import Teacher
 from distill_core.record import read_done
+from tests.distill_core.cases import carry_out
 
 CASES = [("fp32", 0), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
 STEPS, EVERY = 6, 2
@@ -153,18 +152,5 @@ def run_case(corpus: Corpus, teacher: str, rank: Rank, precision: str, zero: int
     return found
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    corpus, teacher, out = Corpus.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-    rank = start_ranks()
-    results = {f"{p}-{z}": run_case(corpus, teacher, rank, p, z, out) for p, z in CASES}
-    if rank.is_first:
-        (out / "results.json").write_text(json.dumps(results))
-    rank.barrier()
-    stop_ranks()
-
-
 if __name__ == "__main__":
-    main()
-    sys.stdout.flush()
-    os._exit(0)  # as distill_core.run does
+    carry_out(run_case, CASES)

@@ -5,26 +5,22 @@ Usage: python early_program.py CORPUS TEACHER OUT: writes OUT/results.json, for 
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from configs.errors import Requeue
 from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core import checkpoint, stage
 from distill_core.config import RunConfig
-from distill_core.engine import Rank, start_ranks, stop_ranks
+from distill_core.engine import Rank
 from distill_core.evaluate.pseudo_perplexity import pseudo_perplexity, texts
 from distill_core.models import pretrained
 from distill_core.record import read_done
 from distill_core.stopping import stopping
 from tests.distill_core.beside_program import Stop, curves, student
+from tests.distill_core.cases import carry_out
 
 CASES = [("fp32", 0), ("bf16", 3)]
 STEPS, SEQUENCES = 12, 2
@@ -194,18 +190,5 @@ def by_one_rank(corpus: Corpus, config: RunConfig) -> dict[str, float]:
     return {"per_sentence": found.per_sentence, "per_token": found.per_token, "tokens": found.tokens}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    corpus, teacher, out = Corpus.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-    rank = start_ranks()
-    results = {f"{p}-{z}": run_case(corpus, teacher, rank, p, z, out) for p, z in CASES}
-    if rank.is_first:
-        (out / "results.json").write_text(json.dumps(results))
-    rank.barrier()
-    stop_ranks()
-
-
 if __name__ == "__main__":
-    main()
-    sys.stdout.flush()
-    os._exit(0)  # as distill_core.run does
+    carry_out(run_case, CASES)

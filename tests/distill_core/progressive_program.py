@@ -6,8 +6,6 @@ Usage: python progressive_program.py CORPUS TEACHER OUT: writes OUT/results.json
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from configs.loader import validate
 from data_prep.corpus import Corpus
 from distill_core import stage
 from distill_core.config import RunConfig
-from distill_core.engine import Rank, start_ranks, stop_ranks
+from distill_core.engine import Rank
 from distill_core.progressive import Progressive
+from tests.distill_core.cases import carry_out
 
 CASES = [("fp32", 0, "freeze"), ("fp32", 2, "freeze"), ("bf16", 1, "slow"), ("bf16", 3, "freeze")]
 PER_LAYER, STEPS = 2, 6
@@ -88,9 +87,12 @@ def moved(config: RunConfig) -> list[list[int]]:
     return found
 
 
-def run_case(corpus: Corpus, teacher: str, rank: Rank, case: tuple[str, int, str], out: Path) -> dict[str, Any]:
+def run_case(
+    corpus: Corpus, teacher: str, rank: Rank, precision: str, zero: int, lower: str, out: Path
+) -> dict[str, Any]:
     """Straight through, and again from a checkpoint in the middle of a layer's turn."""
-    straight, broken = (run_config(corpus, teacher, out / f"{case[1]}-{name}", case) for name in "ab")
+    case = precision, zero, lower
+    straight, broken = (run_config(corpus, teacher, out / f"{zero}-{name}", case) for name in "ab")
     for config in (straight, broken):
         (config.folder / "logs").mkdir(parents=True, exist_ok=True)
     stage.run_stages(straight, [0], corpus, rank)
@@ -119,18 +121,5 @@ def run_case(corpus: Corpus, teacher: str, rank: Rank, case: tuple[str, int, str
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    corpus, teacher, out = Corpus.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-    rank = start_ranks()
-    results = {"-".join(map(str, case)): run_case(corpus, teacher, rank, case, out) for case in CASES}
-    if rank.is_first:
-        (out / "results.json").write_text(json.dumps(results))
-    rank.barrier()
-    stop_ranks()
-
-
 if __name__ == "__main__":
-    main()
-    sys.stdout.flush()
-    os._exit(0)  # as distill_core.run does
+    carry_out(run_case, CASES)
